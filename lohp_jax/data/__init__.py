@@ -1,0 +1,32 @@
+"""Labelled images, by the name of their source."""
+
+import os
+from typing import Any
+
+from lohp_jax.data.digits import digits
+from lohp_jax.data.images import ImageSet
+from lohp_jax.data.tfds import tfds_images
+
+_TFDS = "tfds:"
+
+
+def image_set(
+    source: str, *, data_dir: str | os.PathLike | None = None, **options: Any
+) -> ImageSet:
+    """The image set that `source` names.
+
+    Args:
+      source: "digits", which needs no files, or "tfds:NAME", the TensorFlow Datasets set NAME, e.g.
+        "tfds:mnist".
+      data_dir: the folder of TensorFlow Datasets; without effect on "digits".
+      **options: further arguments of `tfds_images`; "digits" has none.
+
+    Returns: `ImageSet` whose `name` is `source`.
+
+    Raises: ValueError, if `source` is neither; for "tfds:NAME" also what `tfds_images` raises.
+    """
+    if source == "digits":
+        return digits(**options)
+    if source.startswith(_TFDS):
+        return tfds_images(source.removeprefix(_TFDS), data_dir=data_dir, **options)
+    raise ValueError(f"image_set: expected source 'digits' or 'tfds:NAME', got {source!r}.")

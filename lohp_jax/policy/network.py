@@ -1,0 +1,150 @@
+"""The policy: encoder, trunk and Gaussian heads put together over the tokens of one codec."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from lohp_jax.codec import Codec
+from lohp_jax.policy.encoder import SetEncoder
+from lohp_jax.policy.unet import MLPTrunk, UNet
+from lohp_jax.types import PyTree
+
+TRUNKS = {"unet": UNet, "mlp": MLPTrunk}
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of the policy network."""
+
+    trunk: str = "unet"
+    """"unet", or "mlp" for a small number of weights."""
+    channels: int = 8
+    """Weights per token."""
+    widths: tuple[int, ...] = (64, 128)
+    """Channels of each resolution of the U-Net, or widths of the layers of the MLP."""
+    embedding: int = 128
+    """Size of the embedding of a label's support examples."""
+
+    def __post_init__(self):
+        if self.trunk not in TRUNKS:
+            nearest = difflib.get_close_matches(str(self.trunk), TRUNKS, 1, 0)[0]
+            raise ValueError(
+                f"trunk must be one of {sorted(TRUNKS)}, got {self.trunk!r}; did you mean {nearest!r}?"
+            )
+        if self.channels < 1 or self.embedding < 1:
+            raise ValueError(
+                f"channels and embedding must be at least 1, got {self.channels}, {self.embedding}."
+            )
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"widths must be positive and at least one, got {self.widths}.")
+
+
+class Heads(NamedTuple):
+    """What the network says at one state, all `[length, channels]`; zeros at initialisation.
+
+    Attributes:
+      drift: correction to the mean of the next state.
+      log_std: unbounded correction to the log standard deviation of the next state.
+      backward_drift: the same for the state before.
+      backward_log_std: the same for the state before.
+    """
+
+    drift: jax.Array
+    log_std: jax.Array
+    backward_drift: jax.Array
+    backward_log_std: jax.Array
+
+
+class PolicyNetwork(NamedTuple):
+    """Pure functions of one example; `vmap` adds the batch.
+
+    Attributes:
+      init: `(key, context) -> params`.
+      encode: `(params, context, keep) -> embedding`; keep = 0 drops the context, 1 keeps it.
+      heads: `(params, embedding, optimizer, step, state [length, channels]) -> Heads`.
+      log_coefficient: `(params) -> [num_steps + 1]`, learned corrections to the log flow, last one 0.
+    """
+
+    init: Callable[[jax.Array, PyTree], hk.Params]
+    encode: Callable[..., jax.Array]
+    heads: Callable[..., Heads]
+    log_coefficient: Callable[[hk.Params], jax.Array]
+
+
+def make_policy_network(
+    codec: Codec, config: NetworkConfig, start: jax.Array, *, num_steps: int, num_optimizers: int
+) -> PolicyNetwork:
+    """Builds the network of a policy over the tokens of `codec`.
+
+    Args:
+      codec: fixes length, channels and the blocks of the labels.
+      config: sizes.
+      start: `[length, channels]` tokens of theta_0, scaled to about 1; by them the network tells the
+        labels of an untrained head apart.
+      num_steps: N; each step has an embedding of its own.
+      num_optimizers: how many kinds of trajectories there are to imitate.
+    """
+    channels = codec.mask.shape[1]
+    num_labels = max(1, codec.num_classes)
+    identity = start[codec.shared_length :].reshape(num_labels, -1) if codec.num_classes else jnp.zeros((1, 1))
+    features = to_rows(codec, jnp.concatenate([jnp.asarray(codec.features), start], axis=-1))
+
+    def encode(context, keep):
+        encoder = SetEncoder(config.embedding, num_labels)
+        embedding = encoder(context["images"], context["labels"])
+        unknown = hk.get_parameter("unknown", (1, config.embedding), init=jnp.zeros)
+        return keep * embedding + (1 - keep) * jnp.broadcast_to(unknown, embedding.shape)
+
+    def heads(embedding, optimizer, step, state):
+        style = hk.Embed(num_optimizers, config.embedding, name="optimizer")(optimizer)
+        time = hk.Embed(num_steps, config.embedding, name="step")(step)
+        condition = embedding + (style + time)[None]
+        gain, offset = jnp.split(hk.Linear(2 * config.embedding, name="label")(identity), 2, axis=-1)
+        condition = condition * (1.0 + gain) + offset
+        condition = condition + jax.nn.silu(hk.Linear(config.embedding, name="condition")(condition))
+        x = jnp.concatenate([to_rows(codec, state), features], axis=-1)
+        trunk = TRUNKS[config.trunk](config.widths, 4 * channels, name="trunk")
+        out = from_rows(codec, trunk(x, condition))
+        return Heads(*jnp.split(out, 4, axis=-1))
+
+    def build():
+        def init(context):
+            embedding = encode(context, 1.0)
+            zero = jnp.zeros((), jnp.int32)
+            return heads(embedding, zero, zero, jnp.zeros((codec.length, channels)))
+
+        return init, (encode, heads)
+
+    transformed = hk.without_apply_rng(hk.multi_transform(build))
+    encode_fn, heads_fn = transformed.apply
+
+    def init(key, context):
+        params = transformed.init(key, context)
+        return {**params, "flow": {"log_coefficient": jnp.zeros(num_steps)}}
+
+    def log_coefficient(params):
+        return jnp.append(params["flow"]["log_coefficient"], 0.0)
+
+    return PolicyNetwork(init, encode_fn, heads_fn, log_coefficient)
+
+
+def to_rows(codec: Codec, tokens: jax.Array) -> jax.Array:
+    """`[length, C]` -> `[labels, shared + own, C]`: the network as each label sees it."""
+    if not codec.num_classes:
+        return tokens[None]
+    shared, own = tokens[: codec.shared_length], tokens[codec.shared_length :]
+    own = own.reshape(codec.num_classes, -1, tokens.shape[-1])
+    shared = jnp.broadcast_to(shared, (codec.num_classes, *shared.shape))
+    return jnp.concatenate([shared, own], axis=1)
+
+
+def from_rows(codec: Codec, rows: jax.Array) -> jax.Array:
+    """Inverse of `to_rows`; shared tokens become the mean over what the labels say of them."""
+    shared = rows[:, : codec.shared_length].mean(axis=0)
+    own = rows[:, codec.shared_length :].reshape(-1, rows.shape[-1])
+    return jnp.concatenate([shared, own])

@@ -1,0 +1,63 @@
+"""Families of tasks by name."""
+
+import difflib
+
+from lohp_jax.data import image_set
+from lohp_jax.tasks.image_tasks import TeacherData, image_family
+from lohp_jax.tasks.n_way import n_way_tables
+from lohp_jax.tasks.partitions import partition_tables
+from lohp_jax.tasks.splits import Holdout
+from lohp_jax.types import TaskFamily
+
+FAMILIES = {"digits_5way": n_way_tables, "digits_partitions": partition_tables}
+"""How each family makes its tables of tasks from the number of classes of an image set."""
+
+SHOTS = {"digits_5way": 10, "digits_partitions": 50}
+NETWORK = {"digits_5way": "linear", "digits_partitions": "mlp"}
+
+
+def make_family(
+    name: str,
+    *,
+    data: str = "digits",
+    data_dir: str | None = None,
+    network: str | None = None,
+    shots: int | None = None,
+    teacher_data: TeacherData = "full",
+    holdout: Holdout = "tasks",
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> TaskFamily:
+    """Builds a task family by name.
+
+    Args:
+      name: "digits_5way", five classes in a random order of labels; or "digits_partitions", all
+        classes split in two.
+      data: "digits", or "tfds:NAME" for an image set of TensorFlow Datasets on this machine.
+      data_dir: where TensorFlow Datasets are; None for its default.
+      network: "linear", "mlp" or "conv"; None for the family's default.
+      shots: support images per label; None for the family's default (10, and 50).
+      teacher_data: what teachers see, "full" or "support"; see `image_family`.
+      holdout: what is held out, "tasks" or "classes".
+      batch_size: images per step of a teacher; None for all.
+      seed: picks what is held out.
+
+    Raises: ValueError for an unknown name, with the nearest one, and for bad options.
+    """
+    if name not in FAMILIES:
+        nearest = difflib.get_close_matches(name, FAMILIES, 1, 0)[0]
+        raise ValueError(
+            f"make_family: expected one of {sorted(FAMILIES)}, got {name!r}; did you mean {nearest!r}?"
+        )
+    if holdout not in ("tasks", "classes"):
+        raise ValueError(f"make_family: holdout must be 'tasks' or 'classes', got {holdout!r}.")
+    images = image_set(data, data_dir=data_dir)
+    return image_family(
+        name,
+        images,
+        FAMILIES[name](len(images.train), holdout=holdout, seed=seed),
+        network=network or NETWORK[name],
+        shots=shots or SHOTS[name],
+        teacher_data=teacher_data,
+        batch_size=batch_size,
+    )

@@ -1,0 +1,84 @@
+"""The small classifiers whose weights are learned or generated.
+
+Each ends in a Haiku module named `head`, initialised with zeros: no label is special at the start,
+so relabelling a task relabels the head of its solution and nothing else.
+"""
+
+import difflib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from lohp_jax.types import Params, PyTree
+
+HEAD = "head"
+
+
+class Network(NamedTuple):
+    """A pure classifier.
+
+    Attributes:
+      init: `(key) -> params`.
+      apply: `(params, images [N, height, width, channels]) -> logits [N, num_classes]`.
+      class_axes: see `TaskFamily.class_axes`.
+    """
+
+    init: Callable[[jax.Array], Params]
+    apply: Callable[[Params, jax.Array], jax.Array]
+    class_axes: PyTree
+
+
+def _linear(images: jax.Array) -> jax.Array:
+    return hk.Flatten()(images)
+
+
+def _mlp(images: jax.Array) -> jax.Array:
+    return jax.nn.relu(hk.Linear(16)(hk.Flatten()(images)))
+
+
+def _conv(images: jax.Array) -> jax.Array:
+    x = jax.nn.relu(hk.Conv2D(8, 3)(images))
+    x = hk.max_pool(x, (2, 2, 1), (2, 2, 1), "SAME")
+    x = jax.nn.relu(hk.Conv2D(16, 3)(x))
+    x = hk.max_pool(x, (2, 2, 1), (2, 2, 1), "SAME")
+    return hk.Flatten()(x)
+
+
+NETWORKS = {"linear": _linear, "mlp": _mlp, "conv": _conv}
+
+
+def make_network(name: str, image_shape: tuple[int, ...], num_classes: int) -> Network:
+    """Builds a classifier by name.
+
+    Args:
+      name: "linear"; "mlp", one hidden layer of 16 rectified units; or "conv", two 3x3 convolutions
+        of 8 and 16 channels, each followed by 2x2 max pooling.
+      image_shape: (height, width, channels).
+      num_classes: number of logits.
+
+    Raises: ValueError for an unknown name.
+    """
+    if name not in NETWORKS:
+        nearest = difflib.get_close_matches(name, NETWORKS, 1, 0)
+        raise ValueError(
+            f"make_network: expected one of {sorted(NETWORKS)}, got {name!r}; "
+            f"did you mean {nearest[0]!r}?"
+        )
+
+    def forward(images):
+        head = hk.Linear(num_classes, w_init=jnp.zeros if name == "linear" else None, name=HEAD)
+        return head(NETWORKS[name](images))
+
+    transformed = hk.without_apply_rng(hk.transform(forward))
+
+    def init(key):
+        return transformed.init(key, jnp.zeros((1, *image_shape)))
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    class_axes = hk.data_structures.map(
+        lambda module, _, leaf: leaf.ndim - 1 if module == HEAD else -1, shapes
+    )
+    return Network(init, transformed.apply, class_axes)

@@ -1,0 +1,82 @@
+"""Running an optimizer on a task and keeping every state it visits."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lohp_jax.types import Params, PyTree, TaskFamily, Trajectory
+
+
+def rollout(
+    family: TaskFamily,
+    optimizer: optax.GradientTransformation,
+    data: PyTree,
+    params: Params,
+    key: jax.Array,
+    *,
+    num_steps: int,
+    record_every: int = 1,
+) -> Trajectory:
+    """Runs `optimizer` on one task (Lo-Hp, stage 1).
+
+    Pure, one `lax.scan`: `jax.vmap` over `data`, `params` and `key` runs thousands of tasks at once,
+    and over a learning rate, if the optimizer is built from it inside the vmapped function.
+
+    Args:
+      family: gives the inner loss.
+      optimizer: any optax transformation; its `update` is offered `value`, `value_fn` and `grad_fn`.
+      data: the task.
+      params: the start theta_0.
+      key: randomness of the inner loss, a fresh part of it for each step.
+      num_steps: T, >= 1.
+      record_every: keep every n-th state; must divide `num_steps`.
+
+    Returns: `Trajectory` of `num_steps / record_every + 1` states, start and end included, and the
+      inner loss at each; `optimizer` is None.
+
+    Raises: ValueError if `record_every` does not divide `num_steps`.
+    """
+    if num_steps < 1 or record_every < 1 or num_steps % record_every:
+        raise ValueError(
+            f"rollout: expected num_steps >= 1 and a record_every that divides it, "
+            f"got num_steps={num_steps}, record_every={record_every}."
+        )
+    optimizer = optax.with_extra_args_support(optimizer)
+    keys = jax.random.split(key, num_steps + 1)
+
+    def step(carry, step_key):
+        params, opt_state = carry
+
+        def loss_fn(params):
+            return family.loss(params, data, step_key)
+
+        def grad_fn(params, _):
+            return jax.grad(loss_fn)(params)
+
+        value, grads = jax.value_and_grad(loss_fn)(params)
+        updates, opt_state = optimizer.update(
+            grads, opt_state, params, value=value, value_fn=loss_fn, grad_fn=grad_fn
+        )
+        return (optax.apply_updates(params, updates), opt_state), value
+
+    def segment(carry, segment_keys):
+        end, values = jax.lax.scan(step, carry, segment_keys)
+        return end, (carry[0], values[0])
+
+    start = (params, optimizer.init(params))
+    (last, _), (states, losses) = jax.lax.scan(
+        segment, start, keys[:-1].reshape(-1, record_every)
+    )
+    states = jax.tree.map(lambda s, end: jnp.concatenate([s, end[None]]), states, last)
+    return Trajectory(states, jnp.append(losses, family.loss(last, data, keys[-1])), None)
+
+
+def diverged(trajectory: Trajectory) -> jax.Array:
+    """Whether a run is of no use: a state or loss that is not finite, or a loss that grew.
+
+    Returns: bool scalar.
+    """
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trajectory.states)]
+    bounded = jnp.all(jnp.isfinite(trajectory.losses))
+    improved = trajectory.losses[-1] <= trajectory.losses[0]
+    return ~(jnp.all(jnp.stack(finite)) & bounded & improved)

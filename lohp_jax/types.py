@@ -1,0 +1,75 @@
+"""The types that the stages of the package hand to each other.
+
+A `TaskFamily` makes tasks, an optimizer turns a task into a `Trajectory`, a `Generator` turns what
+may be seen of a task (its context) into weights. Every array lacks a batch axis; `jax.vmap` adds it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+PyTree = Any
+Params = PyTree
+"""Weights of a network: a pytree of arrays."""
+Split = Literal["train", "held_out"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TaskFamily:
+    """A distribution over tasks that share one network, as pure functions.
+
+    Attributes:
+      sample: `(key, split="train") -> data`; splits are disjoint by task, not only by example.
+      init: `(key) -> params`, the random start of an optimizer.
+      loss: `(params, data, key) -> scalar`, what a teacher minimises (the inner loss).
+      evaluate: `(params, data) -> {"accuracy" or "objective": scalar, "loss": scalar}` on the task's
+        own query examples, which no training ever sees.
+      context: `(data, key) -> pytree`, everything that a generator may see of the task.
+      name: the name in the registry.
+      num_classes: number of labels of one task; 0 where a task has no labels.
+      class_axes: pytree like the params: the axis of a leaf that counts the labels, -1 for none;
+        None where no leaf has such an axis. Permuting the labels of a task permutes these axes.
+      context_loss: `(params, context) -> scalar`, the inner loss on the context alone.
+    """
+
+    sample: Callable[..., PyTree]
+    init: Callable[[jax.Array], Params]
+    loss: Callable[[Params, PyTree, jax.Array], jax.Array]
+    evaluate: Callable[[Params, PyTree], dict[str, jax.Array]]
+    context: Callable[[PyTree, jax.Array], PyTree]
+    name: str = ""
+    num_classes: int = 0
+    class_axes: PyTree | None = None
+    context_loss: Callable[[Params, PyTree], jax.Array] | None = None
+
+
+class Trajectory(NamedTuple):
+    """What one optimizer run leaves behind.
+
+    Attributes:
+      states: pytree of weights with leading axis `T + 1`; entry 0 is the start.
+      losses: `[T + 1]` inner loss at each state.
+      optimizer: name of the optimizer, or its index where runs of several are stacked.
+    """
+
+    states: Params
+    losses: jax.Array
+    optimizer: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """Maps what may be seen of a task to weights.
+
+    Attributes:
+      apply: `(params, context, key, *, temperature, num_steps, guidance) -> weights`, one pure
+        function for one task and one sample. `temperature` may be traced; `num_steps` (None: all)
+        and `guidance` are static.
+      params: what `apply` was trained to; a pytree.
+    """
+
+    apply: Callable[..., Params] = dataclasses.field(metadata={"static": True})
+    params: PyTree
