@@ -10,7 +10,7 @@ so that permuting the labels of a task permutes whole blocks of tokens.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,8 @@ class Codec(NamedTuple):
       length: number of tokens.
       mask: `[length, channels]` bool, False where a number is padding.
       features: `[length, F]` float32, what is known of each token: one-hot layer, one-hot kind
-        (scalar or vector, matrix, kernel of a convolution), position in its leaf in [0, 1], log10 of
-        the layer's fan-in and fan-out.
+        (scalar or vector, matrix, kernel of a convolution), log10 of the layer's fan-in and
+        fan-out, position in its leaf in [0, 1].
       shared_length: number of leading tokens that belong to no label.
       num_classes: number of blocks after them; 0 without class axes.
     """
@@ -44,7 +44,7 @@ class Codec(NamedTuple):
 
 
 class _Leaf(NamedTuple):
-    """One leaf: `axis` is its class axis (-1: none), `tokens` how many it takes per label."""
+    """One leaf: `axis` is its class axis (-1: none), `size` and `tokens` count those of a label."""
 
     path: str
     layer: str
@@ -53,6 +53,17 @@ class _Leaf(NamedTuple):
     dtype: np.dtype
     size: int
     tokens: int
+
+
+class _Layout(NamedTuple):
+    """The leaves in the order of the pytree; `shared` and `indexed` number them by class axis."""
+
+    treedef: Any
+    leaves: list[_Leaf]
+    shared: list[int]
+    indexed: list[int]
+    num_classes: int
+    channels: int
 
 
 def make_codec(
@@ -67,7 +78,7 @@ def make_codec(
 
     With a scale, tokens hold the standardised weights (theta - reference) / scale. Without one
     nothing is standardised, the reference included: tokens hold the weights themselves and
-    `decode(encode(params))` returns every bit.
+    `decode(encode(params))` returns every bit. Tokens are float32, or float64 if a leaf is.
 
     Args:
       params: pytree of floating-point arrays, or of their `jax.ShapeDtypeStruct`.
@@ -78,65 +89,41 @@ def make_codec(
       class_axes: pytree like `params`, the axis of each leaf that counts the labels or -1; see
         `TaskFamily.class_axes`.
 
-    Raises: ValueError for an empty tree, a leaf that is not floating point, `channels` < 1, or class
-      axes that disagree on the number of labels.
+    Raises: ValueError for an empty tree, a leaf that is no floating-point array, `channels` < 1,
+      class axes that a leaf lacks or that disagree on the number of labels, or a reference, scale
+      or class axes of another structure. `encode` and `decode` raise it for other shapes.
     """
     if channels < 1:
         raise ValueError(f"make_codec: channels must be at least 1, got {channels}.")
-    paths, treedef = jax.tree.flatten_with_path(params)
-    if not paths:
-        raise ValueError("make_codec: expected a pytree with at least one array, got none.")
-    axes = [-1] * len(paths) if class_axes is None else treedef.flatten_up_to(class_axes)
-    leaves = [_describe(path, leaf, axis, channels) for (path, leaf), axis in zip(paths, axes)]
-    num_classes = _count_classes(leaves)
-    if scale is None:
-        centres, scales = None, None
-    else:
-        zeros = [np.float32(0)] * len(leaves)
-        centres = zeros if reference is None else treedef.flatten_up_to(reference)
-        scales = treedef.flatten_up_to(scale)
-    shared = [i for i, leaf in enumerate(leaves) if leaf.axis < 0]
-    indexed = [i for i, leaf in enumerate(leaves) if leaf.axis >= 0]
-    shared_length = sum(leaves[i].tokens for i in shared)
-    class_length = sum(leaves[i].tokens for i in indexed)
-    dtype = jnp.result_type(jnp.float32, *(leaf.dtype for leaf in leaves))
+    layout = _make_layout(params, channels, class_axes)
+    centres, scales = _standardisation(layout.treedef, reference, scale)
+    dtype = jnp.result_type(jnp.float32, *(leaf.dtype for leaf in layout.leaves))
+    order = layout.shared + layout.indexed * layout.num_classes
+    mask = np.concatenate([_leaf_mask(layout.leaves[i], channels) for i in order])
 
     def encode(params: Params) -> jax.Array:
-        values = _flatten_like(treedef, leaves, params)
+        values = [value.astype(dtype) for value in _checked_leaves(layout, params)]
         if scales is not None:
-            values = [(v - c) / s for v, c, s in zip(values, centres, scales)]
-        tokens = [_to_tokens(v.astype(dtype), leaf, channels) for v, leaf in zip(values, leaves)]
-        blocks = [tokens[i][0] for i in shared]
-        if indexed:
-            by_class = jnp.concatenate([tokens[i] for i in indexed], axis=1)
-            blocks.append(by_class.reshape(-1, channels))
-        return jnp.concatenate(blocks)
+            values = [(v - c) / s for v, c, s in zip(values, centres, scales, strict=True)]
+        return _pack(layout, values)
 
     def decode(tokens: jax.Array) -> Params:
-        if tokens.shape != (shared_length + num_classes * class_length, channels):
-            expected = (shared_length + num_classes * class_length, channels)
-            raise ValueError(f"decode: expected tokens of shape {expected}, got {tokens.shape}.")
-        by_class = tokens[shared_length:].reshape(num_classes, class_length, channels)
-        values: list = [None] * len(leaves)
-        for group, source in ((shared, tokens[None, :shared_length]), (indexed, by_class)):
-            start = 0
-            for i in group:
-                values[i] = _from_tokens(source[:, start : start + leaves[i].tokens], leaves[i])
-                start += leaves[i].tokens
+        if tokens.shape != mask.shape:
+            raise ValueError(f"decode: expected tokens of shape {mask.shape}, got {tokens.shape}.")
+        values = _unpack(layout, tokens)
         if scales is not None:
-            values = [v * s + c for v, c, s in zip(values, centres, scales)]
-        return treedef.unflatten([v.astype(leaf.dtype) for v, leaf in zip(values, leaves)])
+            values = [v * s + c for v, c, s in zip(values, centres, scales, strict=True)]
+        dtypes = [leaf.dtype for leaf in layout.leaves]
+        return layout.treedef.unflatten(map(jax.lax.convert_element_type, values, dtypes))
 
-    order = shared + indexed * max(num_classes, 1)
-    mask = np.concatenate([_leaf_mask(leaves[i], channels) for i in order])
     return Codec(
         encode,
         decode,
-        length=shared_length + num_classes * class_length,
+        length=len(mask),
         mask=mask,
-        features=_features([leaves[i] for i in order], leaves),
-        shared_length=shared_length,
-        num_classes=num_classes,
+        features=_features(layout.leaves, order),
+        shared_length=sum(layout.leaves[i].tokens for i in layout.shared),
+        num_classes=layout.num_classes,
     )
 
 
@@ -151,7 +138,11 @@ def standard_scale(weights: Params, reference: Params, *, floor: float = 1e-3) -
 
     Returns: pytree like `reference` of float32 scalars.
     """
-    rms = jax.tree.map(lambda w, r: jnp.sqrt(jnp.mean((w - r) ** 2)), weights, reference)
+
+    def root_mean_square(weights, reference):
+        return jnp.sqrt(jnp.mean((weights.astype(jnp.float32) - reference[None]) ** 2))
+
+    rms = jax.tree.map(root_mean_square, weights, reference)
     largest = jnp.max(jnp.stack(jax.tree.leaves(rms)))
     return jax.tree.map(
         lambda r: jnp.where(largest > 0, jnp.maximum(r, floor * largest), 1.0).astype(jnp.float32),
@@ -159,72 +150,128 @@ def standard_scale(weights: Params, reference: Params, *, floor: float = 1e-3) -
     )
 
 
-def _describe(path, leaf, axis: int, channels: int) -> _Leaf:
-    name = jax.tree_util.keystr(path)
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        raise ValueError(
-            f"make_codec: expected floating-point leaves, got {leaf.dtype} at {name}; "
-            "keep counters and masks out of the weights."
-        )
-    shape = tuple(leaf.shape)
-    if axis >= len(shape):
-        raise ValueError(f"make_codec: class axis {axis} of {name} exceeds its shape {shape}.")
-    size = math.prod(shape) // (shape[axis] if axis >= 0 else 1)
-    layer = jax.tree_util.keystr(path[:-1])
-    return _Leaf(name, layer, axis, shape, leaf.dtype, size, math.ceil(size / channels))
-
-
-def _count_classes(leaves: list[_Leaf]) -> int:
-    counts = {leaf.path: leaf.shape[leaf.axis] for leaf in leaves if leaf.axis >= 0}
+def _make_layout(params: Params, channels: int, class_axes: PyTree | None) -> _Layout:
+    paths, treedef = jax.tree.flatten_with_path(params)
+    if not paths:
+        raise ValueError("make_codec: expected a pytree with at least one array, got none.")
+    axes = [-1] * len(paths) if class_axes is None else treedef.flatten_up_to(class_axes)
+    leaves = [_describe(*path, axis, channels) for path, axis in zip(paths, axes, strict=True)]
+    shared = [i for i, leaf in enumerate(leaves) if leaf.axis < 0]
+    indexed = [i for i, leaf in enumerate(leaves) if leaf.axis >= 0]
+    counts = {leaves[i].path: leaves[i].shape[leaves[i].axis] for i in indexed}
     if len(set(counts.values())) > 1:
-        raise ValueError(f"make_codec: class axes must agree on the number of labels, got {counts}.")
-    return next(iter(counts.values()), 0)
+        raise ValueError(
+            f"make_codec: class axes must agree on the number of labels, got {counts}."
+        )
+    return _Layout(treedef, leaves, shared, indexed, next(iter(counts.values()), 0), channels)
 
 
-def _flatten_like(treedef, leaves: list[_Leaf], params: Params) -> list[jax.Array]:
+def _describe(path: tuple, value: Any, axis: int, channels: int) -> _Leaf:
+    name = jax.tree_util.keystr(path)
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"make_codec: expected floating-point arrays, got {dtype or type(value).__name__} at "
+            f"{name}; keep counters and masks out of the weights."
+        )
+    shape = tuple(value.shape)
+    if not -1 <= axis < len(shape):
+        raise ValueError(
+            f"make_codec: expected a class axis of {name}, whose shape is {shape}, or -1; "
+            f"got {axis}."
+        )
+    size = math.prod(shape[:axis] + shape[axis + 1 :] if axis >= 0 else shape)
+    layer = jax.tree_util.keystr(path[:-1])
+    return _Leaf(name, layer, axis, shape, dtype, size, math.ceil(size / channels))
+
+
+def _standardisation(
+    treedef, reference: Params | None, scale: PyTree | None
+) -> tuple[list | None, list | None]:
+    """Centres and scales leaf by leaf; None for raw weights."""
+    if scale is None:
+        return None, None
+    zeros = [np.float32(0)] * treedef.num_leaves
+    centres = zeros if reference is None else treedef.flatten_up_to(reference)
+    return centres, treedef.flatten_up_to(scale)
+
+
+def _checked_leaves(layout: _Layout, params: Params) -> list[jax.Array]:
     """Leaves of `params`; raises where the structure or a shape differs."""
-    values, actual = jax.tree.flatten(params)
-    if actual != treedef:
-        raise ValueError(f"encode: expected weights with structure {treedef}, got {actual}.")
-    for value, leaf in zip(values, leaves):
+    values, treedef = jax.tree.flatten(params)
+    if treedef != layout.treedef:
+        raise ValueError(
+            f"encode: expected weights with structure {layout.treedef}, got {treedef}."
+        )
+    for value, leaf in zip(values, layout.leaves, strict=True):
         if value.shape != leaf.shape:
-            raise ValueError(f"encode: expected shape {leaf.shape} at {leaf.path}, got {value.shape}.")
+            raise ValueError(
+                f"encode: expected shape {leaf.shape} at {leaf.path}, got {value.shape}."
+            )
+    return values
+
+
+def _pack(layout: _Layout, values: list[jax.Array]) -> jax.Array:
+    """`[length, channels]` from the leaves."""
+    channels = layout.channels
+    tokens = [_to_tokens(*pair, channels) for pair in zip(values, layout.leaves, strict=True)]
+    blocks = [tokens[i][0] for i in layout.shared]
+    if layout.indexed:
+        by_class = jnp.concatenate([tokens[i] for i in layout.indexed], axis=1)
+        blocks.append(by_class.reshape(-1, channels))
+    return jnp.concatenate(blocks)
+
+
+def _unpack(layout: _Layout, tokens: jax.Array) -> list[jax.Array]:
+    """Inverse of `_pack`."""
+    shared_length = sum(layout.leaves[i].tokens for i in layout.shared)
+    class_length = sum(layout.leaves[i].tokens for i in layout.indexed)
+    by_class = tokens[shared_length:].reshape(layout.num_classes, class_length, layout.channels)
+    values = [None] * len(layout.leaves)
+    for group, source in ((layout.shared, tokens[None]), (layout.indexed, by_class)):
+        start = 0
+        for i in group:
+            stop = start + layout.leaves[i].tokens
+            values[i] = _from_tokens(source[:, start:stop], layout.leaves[i])
+            start = stop
     return values
 
 
 def _to_tokens(value: jax.Array, leaf: _Leaf, channels: int) -> jax.Array:
     """`[labels or 1, tokens, channels]`, zero-padded."""
-    rows = jnp.moveaxis(value, leaf.axis, 0) if leaf.axis >= 0 else value
-    rows = rows.reshape(-1, leaf.size)
+    rows = value[None] if leaf.axis < 0 else jnp.moveaxis(value, leaf.axis, 0)
+    rows = rows.reshape(rows.shape[0], leaf.size)
     padded = jnp.pad(rows, ((0, 0), (0, leaf.tokens * channels - leaf.size)))
     return padded.reshape(rows.shape[0], leaf.tokens, channels)
 
 
 def _from_tokens(tokens: jax.Array, leaf: _Leaf) -> jax.Array:
     """Inverse of `_to_tokens`, with the class axis back in its place."""
-    rows = tokens.reshape(tokens.shape[0], -1)[:, : leaf.size]
+    rows = tokens.reshape(tokens.shape[0], math.prod(tokens.shape[1:]))[:, : leaf.size]
     if leaf.axis < 0:
         return rows.reshape(leaf.shape)
     rest = leaf.shape[: leaf.axis] + leaf.shape[leaf.axis + 1 :]
-    return jnp.moveaxis(rows.reshape(-1, *rest), 0, leaf.axis)
+    return jnp.moveaxis(rows.reshape(rows.shape[0], *rest), 0, leaf.axis)
 
 
 def _leaf_mask(leaf: _Leaf, channels: int) -> np.ndarray:
     return (np.arange(leaf.tokens * channels) < leaf.size).reshape(leaf.tokens, channels)
 
 
-def _features(order: list[_Leaf], leaves: list[_Leaf]) -> np.ndarray:
+def _features(leaves: list[_Leaf], order: list[int]) -> np.ndarray:
+    """`Codec.features`; `order` numbers the leaves as the tokens have them."""
     layers = list(dict.fromkeys(leaf.layer for leaf in leaves))
     fans = {leaf.layer: (1, 1) for leaf in leaves}
-    for leaf in leaves:
-        if len(leaf.shape) >= 2:
-            fans[leaf.layer] = (math.prod(leaf.shape[:-1]), leaf.shape[-1])
+    fans |= {
+        leaf.layer: (math.prod(leaf.shape[:-1]), leaf.shape[-1])
+        for leaf in leaves
+        if len(leaf.shape) >= 2
+    }
     rows = []
-    for leaf in order:
-        kind = 0 if len(leaf.shape) < 2 else 1 if len(leaf.shape) == 2 else 2
-        known = np.concatenate(
-            [np.eye(len(layers))[layers.index(leaf.layer)], np.eye(3)[kind], np.log10(fans[leaf.layer])]
-        )
-        position = np.linspace(0, 1, leaf.tokens)[:, None]
-        rows.append(np.hstack([np.tile(known, (leaf.tokens, 1)), position]))
+    for leaf in (leaves[i] for i in order):
+        layer = np.eye(len(layers))[layers.index(leaf.layer)]
+        kind = np.eye(3)[np.clip(len(leaf.shape) - 1, 0, 2)]
+        fan = np.log10(np.maximum(fans[leaf.layer], 1))
+        known = np.tile(np.concatenate([layer, kind, fan]), (leaf.tokens, 1))
+        rows.append(np.hstack([known, np.linspace(0, 1, leaf.tokens)[:, None]]))
     return np.concatenate(rows).astype(np.float32)

@@ -62,14 +62,25 @@ class Trajectory(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """Maps what may be seen of a task to weights.
+    """Maps what may be seen of a task to weights; a pytree whose leaves are those of `params`.
 
     Attributes:
       apply: `(params, context, key, *, temperature, num_steps, guidance) -> weights`, one pure
         function for one task and one sample. `temperature` may be traced; `num_steps` (None: all)
         and `guidance` are static.
       params: what `apply` was trained to; a pytree.
+      family: name of the task family.
+      config: the settings that made it, if any.
+      check: `(context) -> None`, raises ValueError for a context that `apply` cannot use.
+      path: like `apply`, but returns the weights at every step with a leading axis; None for
+        generators that take none.
     """
 
     apply: Callable[..., Params] = dataclasses.field(metadata={"static": True})
     params: PyTree
+    family: str = dataclasses.field(default="", metadata={"static": True})
+    config: Any = dataclasses.field(default=None, metadata={"static": True})
+    check: Callable[[PyTree], None] | None = dataclasses.field(
+        default=None, metadata={"static": True}
+    )
+    path: Callable[..., Params] | None = dataclasses.field(default=None, metadata={"static": True})

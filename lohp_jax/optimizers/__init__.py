@@ -1,6 +1,7 @@
 """Optimizers by name; each is an optax transformation."""
 
 import difflib
+import math
 
 import optax
 
@@ -17,11 +18,14 @@ OPTIMIZERS = {
 
 
 def make_optimizer(name: str) -> optax.GradientTransformationExtraArgs:
-    """Builds "adam", or "adam:0.01" for a learning rate of one's own.
+    """Builds an optimizer by name.
+
+    Args:
+      name: a key of `OPTIMIZERS`, e.g. "adam", or "adam:0.01" for a learning rate of one's own.
 
     Raises: ValueError for an unknown name, with the nearest one, or a bad learning rate.
     """
-    kind, _, rate = name.partition(":")
+    kind, colon, rate = name.partition(":")
     if kind not in OPTIMIZERS:
         nearest = difflib.get_close_matches(kind, OPTIMIZERS, 1, 0)[0]
         raise ValueError(
@@ -29,12 +33,17 @@ def make_optimizer(name: str) -> optax.GradientTransformationExtraArgs:
             f"did you mean {nearest!r}?"
         )
     factory, default = OPTIMIZERS[kind]
-    try:
-        learning_rate = float(rate) if rate else default
-    except ValueError:
-        learning_rate = 0.0
-    if not 0 < learning_rate < float("inf"):
+    learning_rate = _parse_learning_rate(rate) if colon else default
+    if not 0 < learning_rate < math.inf:
         raise ValueError(
-            f"make_optimizer: expected a positive learning rate after the colon, got {name!r}."
+            f"make_optimizer: expected a positive learning rate after the colon, got {name!r}; "
+            f"write e.g. '{kind}:{default}'."
         )
     return optax.with_extra_args_support(factory(learning_rate))
+
+
+def _parse_learning_rate(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -3,15 +3,17 @@
 import optax
 import optax.contrib
 
+_EPSILON = 1e-12  # a zero gradient climbs nowhere, instead of to NaN
+
 
 def sam(
     inner: optax.GradientTransformation, rho: float = 0.05
 ) -> optax.GradientTransformationExtraArgs:
     """SAM (Foret et al., 2021) around `inner`, through `optax.contrib.sam` in its opaque mode.
 
-    Every update climbs to the point at distance `rho` along the gradient and hands the gradient found
-    there to `inner`; parameters never rest at the adversarial point, so each state that a caller
-    records is a synchronised one. Costs a second gradient per step.
+    Every update climbs to the point at distance `rho` along the gradient and hands the gradient
+    found there to `inner`; parameters never rest at the adversarial point, so each state that a
+    caller records is a synchronised one. Costs a second gradient per step.
 
     Args:
       inner: the optimizer that descends, e.g. `optax.sgd(0.1)`.
@@ -22,9 +24,9 @@ def sam(
 
     Raises: ValueError if `rho` is not positive or `update` gets no `grad_fn`.
     """
-    if rho <= 0:
+    if not rho > 0:
         raise ValueError(f"sam: rho must be positive, got {rho}.")
-    ascent = optax.chain(optax.contrib.normalize(), optax.sgd(rho))
+    ascent = optax.chain(optax.normalize_by_update_norm(eps=_EPSILON), optax.sgd(rho))
     base = optax.contrib.sam(inner, ascent, opaque_mode=True)
 
     def update(updates, state, params=None, *, grad_fn=None, **extra):

@@ -36,5 +36,7 @@ class SetEncoder(hk.Module):
         means = (member.T @ described) / count[:, None]
         everything = jnp.broadcast_to(means.mean(axis=0, keepdims=True), means.shape)
         normalise = hk.LayerNorm(axis=-1, create_scale=False, create_offset=False)
-        pooled = jnp.concatenate([normalise(x) for x in (means, means - everything, everything)], -1)
+        pooled = jnp.concatenate(
+            [normalise(x) for x in (means, means - everything, everything)], -1
+        )
         return hk.nets.MLP([2 * self.width, self.width], name="label")(pooled)

@@ -20,6 +20,7 @@ import numpy as np
 from lohp_jax.codec import Codec
 from lohp_jax.policy import balance, gaussian
 from lohp_jax.policy.network import Heads, PolicyNetwork
+from lohp_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +113,13 @@ class Example(NamedTuple):
       tokens: `[N + 1, length, channels]` the matched states.
       optimizer: int32 scalar, the kind of optimizer that made it.
       context: what the generator may see of the task.
+      data: the task itself, for objectives that need its loss.
     """
 
     tokens: jax.Array
     optimizer: jax.Array
     context: dict
+    data: PyTree
 
 
 class Kernel(NamedTuple):
@@ -129,6 +132,12 @@ class Kernel(NamedTuple):
 def widths(policy: Policy) -> jax.Array:
     """`[N + 1]` width of the tube at each step."""
     return gaussian.tube_std(policy.num_steps, policy.config.start_std, policy.config.end_std)
+
+
+def embed(policy: Policy, params: dict, context: dict, key: jax.Array) -> jax.Array:
+    """Embedding of a context in training, now and then that of no context at all."""
+    keep = jax.random.bernoulli(key, 1 - policy.config.condition_dropout)
+    return policy.network.encode(params, context, keep.astype(jnp.float32))
 
 
 def forward_kernel(policy: Policy, heads: Heads, step: jax.Array, state: jax.Array) -> Kernel:
@@ -253,9 +262,7 @@ def residuals(
     forward, backward = kernels_along(policy, params, embedding, example, states)
     ratio = gaussian.log_ratio_per_dimension(states[:-1], states[1:], *forward, *backward)
     real = np.flatnonzero(policy.codec.mask)
-    ratio, path, offline = (
-        x.reshape(len(x), -1)[:, real] for x in (ratio, states, example.tokens)
-    )
+    ratio, path, offline = (x.reshape(len(x), -1)[:, real] for x in (ratio, states, example.tokens))
     tau = widths(policy)
     learned = policy.network.log_coefficient(params)
     if config.per_dimension:
@@ -296,8 +303,7 @@ def hybrid_loss(
     """
     config = policy.config
     drop_key, tube_key, roll_key = jax.random.split(key, 3)
-    keep = jax.random.bernoulli(drop_key, 1 - config.condition_dropout).astype(jnp.float32)
-    embedding = policy.network.encode(params, example.context, keep)
+    embedding = embed(policy, params, example.context, drop_key)
 
     def term(states):
         by_weight = residuals(policy, params, embedding, example, states)

@@ -36,7 +36,9 @@ class Block(hk.Module):
         h = hk.LayerNorm(axis=-1, create_scale=True, create_offset=True)(x)
         h = convolve(h, self.width, "convolution")
         h += hk.Linear(self.width, name="rows")(h.mean(axis=0, keepdims=True))
-        scale, shift = jnp.split(hk.Linear(2 * self.width, name="modulation")(condition), 2, axis=-1)
+        scale, shift = jnp.split(
+            hk.Linear(2 * self.width, name="modulation")(condition), 2, axis=-1
+        )
         h = jax.nn.silu(h * (1.0 + scale[:, None, :]) + shift[:, None, :])
         h = hk.Linear(self.width, name="projection")(h)
         skip = x if x.shape[-1] == self.width else hk.Linear(self.width, name="skip")(x)

@@ -42,12 +42,14 @@ def make_family(
       batch_size: images per step of a teacher; None for all.
       seed: picks what is held out.
 
-    Raises: ValueError for an unknown name, with the nearest one, and for bad options.
+    Raises: ValueError for an unknown name, with the nearest one, and for bad options; also what
+      `image_set` raises.
     """
     if name not in FAMILIES:
         nearest = difflib.get_close_matches(name, FAMILIES, 1, 0)[0]
         raise ValueError(
-            f"make_family: expected one of {sorted(FAMILIES)}, got {name!r}; did you mean {nearest!r}?"
+            f"make_family: expected one of {sorted(FAMILIES)}, got {name!r}; "
+            f"did you mean {nearest!r}?"
         )
     if holdout not in ("tasks", "classes"):
         raise ValueError(f"make_family: holdout must be 'tasks' or 'classes', got {holdout!r}.")
@@ -56,8 +58,8 @@ def make_family(
         name,
         images,
         FAMILIES[name](len(images.train), holdout=holdout, seed=seed),
-        network=network or NETWORK[name],
-        shots=shots or SHOTS[name],
+        network=NETWORK[name] if network is None else network,
+        shots=SHOTS[name] if shots is None else shots,
         teacher_data=teacher_data,
         batch_size=batch_size,
     )

@@ -4,7 +4,7 @@ A task picks classes of the image set and gives each a label. Its data are indic
 integers), the images stay in one shared array: a million tasks cost no more than one.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,8 @@ def image_family(
 
     A sampled task is a row of its split's table under a random renaming of the labels. Its data:
     `classes` and `labels` `[M]` and, with `teacher_data="support"`, the `support` it was dealt.
-    Its context: `images` `[labels * shots, height, width, channels]` and `labels` `[labels * shots]`.
+    Its context: `images` `[labels * shots, height, width, channels]`, label by label, and `labels`
+    `[labels * shots]`.
 
     Args:
       name: stored as `TaskFamily.name`.
@@ -55,71 +56,54 @@ def image_family(
       teacher_data: "full": the inner loss is over all training images of the task, and `context`
         draws a fresh support with its key; "support": the inner loss is over the support that
         `sample` dealt, and `context` returns just that one.
-      batch_size: images per evaluation of the inner loss, drawn with its key; None for all.
+      batch_size: images per evaluation of the inner loss, drawn with its key and with replacement;
+        None, or a number no smaller than there are images, for all of them.
 
-    Raises: ValueError for an unknown `teacher_data` or network, or more shots than images.
+    Raises: ValueError for an unknown `teacher_data` or network, more shots than images, or a
+      `batch_size` that is not positive; `sample` raises it for an unknown split.
     """
-    if teacher_data not in ("full", "support"):
-        raise ValueError(f"teacher_data must be 'full' or 'support', got {teacher_data!r}.")
     per_class = images.train.shape[1]
-    if not 1 <= shots <= per_class:
-        raise ValueError(
-            f"shots must be between 1 and {per_class}, the training images per class of "
-            f"{images.name}; got {shots}."
-        )
+    _check_options(teacher_data, shots, per_class, batch_size)
     num_labels = int(tables["train"].labels.max()) + 1
     net = make_network(network, images.train.shape[2:], num_labels)
 
+    def deal(key, data):
+        return _draw_support(key, data["labels"], per_class, num_labels=num_labels, shots=shots)
+
     def sample(key, split="train"):
-        row_key, name_key, support_key = jax.random.split(key, 3)
         if split not in tables:
-            raise ValueError(f"split must be one of {sorted(tables)}, got {split!r}.")
-        table = tables[split]
-        row = jax.random.randint(row_key, (), 0, len(table.classes))
+            raise ValueError(f"sample: split must be one of {sorted(tables)}, got {split!r}.")
+        row_key, name_key, support_key = jax.random.split(key, 3)
+        classes, labels = map(jnp.asarray, tables[split])
+        row = jax.random.randint(row_key, (), 0, len(classes))
         names = jax.random.permutation(name_key, num_labels)
-        labels = names[jnp.asarray(table.labels)[row]]
-        data = {"classes": jnp.asarray(table.classes)[row], "labels": labels}
+        data = {"classes": classes[row], "labels": names[labels[row]]}
         if teacher_data == "support":
-            data["support"] = draw_support(support_key, data)
+            data["support"] = deal(support_key, data)
         return data
-
-    def draw_support(key, data):
-        """`[labels * shots]` indices into the task's training images, without replacement."""
-        labels = jnp.repeat(data["labels"], per_class)
-        score = jax.random.uniform(key, labels.shape)
-        of_label = labels == jnp.arange(num_labels)[:, None]
-        return jax.lax.top_k(jnp.where(of_label, score, -1.0), shots)[1].reshape(-1)
-
-    def gather(pool, data, index):
-        """Images and labels of a task at `index` into its classes' images, laid end to end."""
-        which, position = jnp.divmod(index, pool.shape[1])
-        return jnp.asarray(pool)[data["classes"][which], position], data["labels"][which]
-
-    def cross_entropy(params, batch, labels):
-        losses = optax.softmax_cross_entropy_with_integer_labels(net.apply(params, batch), labels)
-        return jnp.mean(losses)
 
     def loss(params, data, key):
         count = data["classes"].shape[0] * per_class
         index = data["support"] if teacher_data == "support" else jnp.arange(count)
         if batch_size is not None and batch_size < index.shape[0]:
             index = jax.random.choice(key, index, (batch_size,))
-        return cross_entropy(params, *gather(images.train, data, index))
+        batch, labels = _gather(images.train, data, index)
+        return _cross_entropy(net.apply(params, batch), labels)
 
     def evaluate(params, data):
         index = jnp.arange(data["classes"].shape[0] * images.query.shape[1])
-        batch, labels = gather(images.query, data, index)
-        hits = jnp.argmax(net.apply(params, batch), axis=-1) == labels
-        return {"accuracy": jnp.mean(hits), "loss": cross_entropy(params, batch, labels)}
+        batch, labels = _gather(images.query, data, index)
+        logits = net.apply(params, batch)
+        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+        return {"accuracy": accuracy, "loss": _cross_entropy(logits, labels)}
 
     def context(data, key):
-        fixed = teacher_data == "support"
-        index = data["support"] if fixed else draw_support(key, data)
-        batch, labels = gather(images.train, data, index)
+        index = data["support"] if teacher_data == "support" else deal(key, data)
+        batch, labels = _gather(images.train, data, index)
         return {"images": batch, "labels": labels}
 
     def context_loss(params, context):
-        return cross_entropy(params, context["images"], context["labels"])
+        return _cross_entropy(net.apply(params, context["images"]), context["labels"])
 
     return TaskFamily(
         sample,
@@ -132,3 +116,48 @@ def image_family(
         class_axes=net.class_axes,
         context_loss=context_loss,
     )
+
+
+def _check_options(teacher_data: str, shots: int, per_class: int, batch_size: int | None):
+    if teacher_data not in get_args(TeacherData):
+        raise ValueError(
+            f"image_family: teacher_data must be one of {get_args(TeacherData)}, "
+            f"got {teacher_data!r}."
+        )
+    if not 1 <= shots <= per_class:
+        raise ValueError(
+            f"image_family: shots must be between 1 and {per_class}, the training images per "
+            f"class; got {shots}."
+        )
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"image_family: batch_size must be at least 1, got {batch_size}.")
+
+
+def _draw_support(
+    key: jax.Array, labels: jax.Array, per_class: int, *, num_labels: int, shots: int
+) -> jax.Array:
+    """Draws `shots` images of each label without replacement.
+
+    Args:
+      key: randomness of the draw.
+      labels: `[M]` the labels of a task's classes.
+      per_class: images of each class; those of a task are numbered class by class.
+      num_labels: how many different labels there are.
+      shots: images per label.
+
+    Returns: `[num_labels * shots]` int32, the numbers of the images drawn, label by label.
+    """
+    labels = jnp.repeat(labels, per_class)
+    score = jax.random.uniform(key, labels.shape)
+    of_label = labels[None] == jnp.arange(num_labels)[:, None]
+    return jax.lax.top_k(jnp.where(of_label, score[None], -1.0), shots)[1].reshape(-1)
+
+
+def _gather(pool: np.ndarray, data: dict, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Images and labels of a task, at `index` into its classes' images laid end to end."""
+    which, position = jnp.divmod(index, pool.shape[1])
+    return jnp.asarray(pool)[data["classes"][which], position], data["labels"][which]
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -30,7 +31,10 @@ def n_way_tables(
         seen, unseen = split_classes(num_classes, seed)
         new = min(way, len(unseen))
         if len(seen) < way:
-            raise ValueError(f"n_way: {len(seen)} training classes are fewer than way={way}.")
+            raise ValueError(
+                f"n_way_tables: expected at least way={way} training classes, got {len(seen)} of "
+                f"{num_classes}; hold out tasks, or use an image set with more classes."
+            )
         combinations = {
             "train": _combinations(seen, way),
             "held_out": [
@@ -47,16 +51,17 @@ def n_way_tables(
     return {split: _table(classes) for split, classes in combinations.items()}
 
 
-def _combinations(classes, way: int) -> list[tuple[int, ...]]:
+def _combinations(classes: Sequence[int], way: int) -> list[tuple[int, ...]]:
     count = math.comb(len(classes), way)
     if not 1 < count <= _MOST_COMBINATIONS:
         raise ValueError(
-            f"n_way: {way} of {len(classes)} classes give {count} tasks; expected 2 to "
-            f"{_MOST_COMBINATIONS}."
+            f"n_way_tables: expected 2 to {_MOST_COMBINATIONS} tasks, got {count}, the ways to "
+            f"choose {way} of {len(classes)} classes."
         )
     return list(itertools.combinations(classes, way))
 
 
-def _table(classes) -> TaskTable:
-    classes = np.asarray(classes, np.int32)
-    return TaskTable(classes, np.broadcast_to(np.arange(classes.shape[1], dtype=np.int32), classes.shape))
+def _table(combinations: Sequence[Sequence[int]]) -> TaskTable:
+    classes = np.asarray(combinations, np.int32)
+    labels = np.arange(classes.shape[1], dtype=np.int32)
+    return TaskTable(classes, np.broadcast_to(labels, classes.shape))

@@ -1,7 +1,8 @@
 """The small classifiers whose weights are learned or generated.
 
-Each ends in a Haiku module named `head`, initialised with zeros: no label is special at the start,
-so relabelling a task relabels the head of its solution and nothing else.
+Each ends in a Haiku module named `head`, whose last axis counts the labels. That of "linear" starts
+with zeros, so that no label is special; those of the others at random, since zeros would pass no
+gradient on to the layers below.
 """
 
 import difflib

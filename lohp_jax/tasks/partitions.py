@@ -1,6 +1,7 @@
 """Tasks that split the classes of an image set in two."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -29,26 +30,24 @@ def partition_tables(
     """
     if not 3 <= num_classes <= _MOST_CLASSES:
         raise ValueError(
-            f"partitions: expected 3 to {_MOST_CLASSES} classes, got {num_classes} "
-            f"(there are 2^classes - 2 partitions)."
+            f"partition_tables: expected 3 to {_MOST_CLASSES} classes, got {num_classes}; there "
+            "are 2^classes - 2 partitions."
         )
     if holdout == "classes":
         seen, unseen = split_classes(num_classes, seed)
-        mixed = [
-            (*unseen, *rest)
-            for rest in itertools.combinations(seen, max(0, len(seen) - len(unseen)))
-        ]
+        others = itertools.combinations(seen, len(seen) - len(unseen))
+        mixed = [(*unseen, *rest) for rest in others]
         return {"train": _cross([seen]), "held_out": _cross(mixed)}
     table = _cross([tuple(range(num_classes))])
     order = np.random.default_rng(seed).permutation(len(table.labels))
     held_out = max(1, int(len(order) * HELD_OUT_FRACTION))
-    split = {"train": order[held_out:], "held_out": order[:held_out]}
-    return {name: TaskTable(table.classes[rows], table.labels[rows]) for name, rows in split.items()}
+    rows = {"train": order[held_out:], "held_out": order[:held_out]}
+    return {split: TaskTable(table.classes[r], table.labels[r]) for split, r in rows.items()}
 
 
-def _cross(class_sets) -> TaskTable:
+def _cross(class_sets: Sequence[Sequence[int]]) -> TaskTable:
     """Every set of classes with every partition of it, the first class always labelled 0."""
     size = len(class_sets[0])
     labels = [(0, *rest) for rest in itertools.product((0, 1), repeat=size - 1) if any(rest)]
     rows = [(classes, partition) for classes in class_sets for partition in labels]
-    return TaskTable(*(np.array(column, np.int32) for column in zip(*rows)))
+    return TaskTable(*(np.array(column, np.int32) for column in zip(*rows, strict=True)))

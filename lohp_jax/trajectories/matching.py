@@ -14,9 +14,10 @@ def match(trajectory: Trajectory, num_states: int, *, how: Matching = "uniform")
     """Picks `num_states` states of a trajectory, its start and its end among them.
 
     States are spread evenly over a quantity that grows along the trajectory: the number of steps
-    ("uniform", the choice of Lo-Hp), the distance travelled in weight space ("arc_length"), the total
-    change of the loss ("loss"), or the distance travelled plus its turning angle, each as a share of
-    its total ("curvature"). Steps are never skipped over backwards and none is picked twice.
+    ("uniform", the choice of Lo-Hp), the distance travelled in weight space ("arc_length"), the
+    total change of the loss ("loss"), or the distance travelled plus its turning angle, each as a
+    share of its total ("curvature"). Each is the state nearest to its even share, or the next one
+    that keeps the order strict.
 
     Args:
       trajectory: `T + 1` states.
@@ -36,7 +37,7 @@ def match(trajectory: Trajectory, num_states: int, *, how: Matching = "uniform")
             f"trajectory; got {num_states}."
         )
     progress = _progress(trajectory, how)
-    share = progress / jnp.maximum(progress[-1], jnp.finfo(progress.dtype).tiny)
+    share = _divide(progress, progress[-1])
     rank = jnp.arange(num_states)
     targets = jnp.linspace(0, 1, num_states)
     nearest = jnp.argmin(jnp.abs(share[None, :] - targets[:, None]), axis=1)
@@ -52,15 +53,28 @@ def _progress(trajectory: Trajectory, how: Matching) -> jax.Array:
         return jnp.arange(total + 1.0)
     if how == "loss":
         return _accumulate(jnp.abs(jnp.diff(trajectory.losses)))
-    moves = [jnp.diff(leaf, axis=0).reshape(total, -1) for leaf in jax.tree.leaves(trajectory.states)]
-    move = jnp.concatenate(moves, axis=1)
-    length = jnp.linalg.norm(move, axis=1)
+    leaves = jax.tree.leaves(trajectory.states)
+    moves = jnp.concatenate([jnp.diff(x, axis=0).reshape(total, -1) for x in leaves], axis=1)
+    lengths = jnp.linalg.norm(moves, axis=1)
     if how == "arc_length":
-        return _accumulate(length)
-    tiny = jnp.finfo(length.dtype).tiny
-    cosine = jnp.sum(move[1:] * move[:-1], axis=1) / jnp.maximum(length[1:] * length[:-1], tiny)
-    angle = jnp.pad(jnp.arccos(jnp.clip(cosine, -1.0, 1.0)), (1, 0))
-    return _accumulate(length / jnp.maximum(length.sum(), tiny) + angle / jnp.maximum(angle.sum(), tiny))
+        return _accumulate(lengths)
+    angles = _turning_angles(_divide(moves, lengths[:, None]))
+    return _accumulate(_divide(lengths, lengths.sum()) + _divide(angles, angles.sum()))
+
+
+def _turning_angles(directions: jax.Array) -> jax.Array:
+    """`[T]` angles in radians between each of `[T, D]` unit moves and the move before it.
+
+    The first has none before it, and a move of length zero, given as zeros, turns nowhere.
+    """
+    moved = jnp.any(directions != 0, axis=1)
+    cosines = jnp.clip(jnp.sum(directions[1:] * directions[:-1], axis=1), -1.0, 1.0)
+    return jnp.pad(jnp.where(moved[1:] & moved[:-1], jnp.arccos(cosines), 0.0), (1, 0))
+
+
+def _divide(x: jax.Array, total: jax.Array) -> jax.Array:
+    """`x / total` for 0 <= total, and 0 where the total is 0."""
+    return jnp.where(total > 0, x / jnp.where(total > 0, total, 1), 0)
 
 
 def _accumulate(increments: jax.Array) -> jax.Array:

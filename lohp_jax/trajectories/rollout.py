@@ -19,12 +19,12 @@ def rollout(
 ) -> Trajectory:
     """Runs `optimizer` on one task (Lo-Hp, stage 1).
 
-    Pure, one `lax.scan`: `jax.vmap` over `data`, `params` and `key` runs thousands of tasks at once,
-    and over a learning rate, if the optimizer is built from it inside the vmapped function.
+    Pure, one compiled loop: `jax.vmap` over `data`, `params` and `key` runs thousands of tasks at
+    once, and over a learning rate, if the optimizer is built from it inside the vmapped function.
 
     Args:
       family: gives the inner loss.
-      optimizer: any optax transformation; its `update` is offered `value`, `value_fn` and `grad_fn`.
+      optimizer: any optax transformation; `update` is offered `value`, `value_fn` and `grad_fn`.
       data: the task.
       params: the start theta_0.
       key: randomness of the inner loss, a fresh part of it for each step.
@@ -37,9 +37,10 @@ def rollout(
     Raises: ValueError if `record_every` does not divide `num_steps`.
     """
     if num_steps < 1 or record_every < 1 or num_steps % record_every:
+        divisors = [n for n in range(1, num_steps + 1) if num_steps % n == 0]
         raise ValueError(
-            f"rollout: expected num_steps >= 1 and a record_every that divides it, "
-            f"got num_steps={num_steps}, record_every={record_every}."
+            f"rollout: expected num_steps >= 1 and a record_every that divides it, got "
+            f"num_steps={num_steps} and record_every={record_every}; these do: {divisors}."
         )
     optimizer = optax.with_extra_args_support(optimizer)
     keys = jax.random.split(key, num_steps + 1)
@@ -64,9 +65,7 @@ def rollout(
         return end, (carry[0], values[0])
 
     start = (params, optimizer.init(params))
-    (last, _), (states, losses) = jax.lax.scan(
-        segment, start, keys[:-1].reshape(-1, record_every)
-    )
+    (last, _), (states, losses) = jax.lax.scan(segment, start, keys[:-1].reshape(-1, record_every))
     states = jax.tree.map(lambda s, end: jnp.concatenate([s, end[None]]), states, last)
     return Trajectory(states, jnp.append(losses, family.loss(last, data, keys[-1])), None)
 

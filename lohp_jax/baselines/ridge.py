@@ -1,0 +1,37 @@
+"""Ridge regression from mean support images to weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lohp_jax.baselines.features import class_means
+from lohp_jax.codec import Codec
+from lohp_jax.types import Generator, TaskFamily
+
+_ALPHAS = np.logspace(-3, 4, 15)
+
+
+def ridge(family: TaskFamily, codec: Codec, contexts: dict, tokens: jax.Array) -> Generator:
+    """Generator linear in the mean support images of the labels.
+
+    The penalty is the best of 15 by leave-one-out error (scikit-learn's `RidgeCV`).
+
+    Args:
+      family: gives the number of labels.
+      codec: decodes tokens.
+      contexts: of the stored tasks, leading axis R.
+      tokens: `[R, length, channels]` their end weights.
+    """
+    from sklearn.linear_model import RidgeCV  # here, for a light `import lohp_jax`
+
+    means = jax.vmap(lambda c: class_means(c, family.num_classes).reshape(-1))(contexts)
+    targets = np.asarray(tokens).reshape(len(tokens), -1)
+    model = RidgeCV(alphas=_ALPHAS).fit(np.asarray(means), targets)
+    params = (jnp.asarray(model.coef_, jnp.float32), jnp.asarray(model.intercept_, jnp.float32))
+
+    def apply(params, context, key, **_):
+        matrix, offset = params
+        flat = matrix @ class_means(context, family.num_classes).reshape(-1) + offset
+        return codec.decode(flat.reshape(codec.mask.shape))
+
+    return Generator(apply, params, family=family.name)

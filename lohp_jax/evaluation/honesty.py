@@ -1,0 +1,66 @@
+"""Is a generator conditional, alive, and more than a memory? Numbers that catch it when not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lohp_jax.codec import Codec
+from lohp_jax.evaluation.scores import TaskBatch, accuracies, generate_all
+from lohp_jax.types import Generator, Params, TaskFamily
+
+
+def honesty(
+    family: TaskFamily,
+    generator: Generator,
+    tasks: TaskBatch,
+    *,
+    codec: Codec,
+    weights: Params,
+    teacher_weights: Params,
+    training_tokens: jax.Array,
+) -> dict[str, float]:
+    """Checks one generator on held-out tasks.
+
+    Args:
+      family: the tasks.
+      generator: what is checked.
+      tasks: held-out tasks, leading axis R.
+      codec: standardised tokens; distances are root mean squares over them.
+      weights: what the generator made of the tasks, leading axis R.
+      teacher_weights: what the imitated teacher reached on them, leading axis R.
+      training_tokens: `[S, length, channels]` end weights of that teacher on training tasks.
+
+    Returns: `shuffled_accuracy`, with the support of another task (wanted: at most the majority class
+      plus .05); `majority`, mean share of the most frequent label; `rms_ratio`, distance of generated
+      weights from theta_0 over that of the teacher's (wanted: .8 to 1.2); and the mean distances to
+      the nearest training weights of the generated (`nearest_training_distance`) and the teacher's
+      weights (`teacher_nearest_training_distance`): a memory has a distance near 0; and
+      `teacher_distance`, between generated and teacher's weights of the same task.
+    """
+    others = jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), tasks.contexts)
+    shuffled = generate_all(generator, others, tasks.keys)
+    tokens, teacher = (jax.jit(jax.vmap(codec.encode))(w) for w in (weights, teacher_weights))
+    real = np.flatnonzero(codec.mask)
+    generated, taught, trained = (
+        np.asarray(t).reshape(len(t), -1)[:, real] for t in (tokens, teacher, training_tokens)
+    )
+    labels = np.asarray(tasks.data["labels"])
+    majority = [np.bincount(row).max() / len(row) for row in labels]
+    return {
+        "shuffled_accuracy": float(accuracies(family, shuffled, tasks.data).mean()),
+        "majority": float(np.mean(majority)),
+        "rms_ratio": float(_rms(generated) / _rms(taught)),
+        "nearest_training_distance": _nearest(generated, trained),
+        "teacher_nearest_training_distance": _nearest(taught, trained),
+        "teacher_distance": float(np.sqrt(np.mean((generated - taught) ** 2, axis=1)).mean()),
+    }
+
+
+def _rms(values: np.ndarray) -> float:
+    return np.sqrt(np.mean(values**2))
+
+
+def _nearest(points: np.ndarray, others: np.ndarray) -> float:
+    """Mean over `points` `[R, D]` of the root-mean-square distance to the nearest of `others`."""
+    squared = (points**2).sum(1)[:, None] + (others**2).sum(1)[None] - 2 * points @ others.T
+    return float(np.sqrt(np.maximum(squared.min(axis=1), 0) / points.shape[1]).mean())

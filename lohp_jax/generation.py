@@ -1,0 +1,209 @@
+"""From what may be seen of a task to weights: roll-outs, samples, and generators from disk."""
+
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lohp_jax.baselines.features import class_means, relabel
+from lohp_jax.policy.hybrid import Policy, roll_out
+from lohp_jax.training import checkpoint
+from lohp_jax.training.config import RunConfig, from_json, resolve
+from lohp_jax.training.loop import initial_state
+from lohp_jax.training.problem import Frame, family_of, make_policy
+from lohp_jax.types import Generator, Params, PyTree, TaskFamily
+
+
+def generate(
+    generator: Generator,
+    context: PyTree,
+    key: jax.Array,
+    *,
+    num_samples: int = 1,
+    temperature: float | jax.Array = 0.0,
+    num_steps: int | None = None,
+    guidance: float = 0.0,
+) -> Params:
+    """Generates weights for one task, without a gradient (Lo-Hp, stage 3).
+
+    Compiled once per shape of context and setting of `num_samples`, `num_steps` and `guidance`;
+    `jax.vmap` over contexts and keys serves many tasks in one call.
+
+    Args:
+      generator: of `load`, or a baseline.
+      context: what the generator may see of the task, e.g. `{"images": [n, height, width, channels],
+        "labels": [n]}` with at least one example of every label.
+      key: randomness of the samples.
+      num_samples: independent samples.
+      temperature: factor of the policy's standard deviations; 0 follows its means, so that all
+        samples agree.
+      num_steps: how many of the policy's N steps to take; None for all.
+      guidance: how far to exaggerate the effect of the context; 0 leaves it as trained.
+
+    Returns: pytree of weights with leading axis `num_samples`.
+
+    Raises: ValueError for a context that does not fit the generator, holds NaN or lacks a label, or
+      for a bad `num_samples`, `temperature` or `num_steps`.
+    """
+    if num_samples < 1:
+        raise ValueError(f"generate: num_samples must be at least 1, got {num_samples}.")
+    concrete = not any(
+        isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((context, temperature))
+    )
+    if concrete and not 0 <= float(temperature) < float("inf"):
+        raise ValueError(
+            f"generate: temperature must be finite and not negative, got {temperature}."
+        )
+    if concrete and generator.check is not None:
+        generator.check(context)
+    return _generate(generator, context, key, temperature, num_samples, num_steps, float(guidance))
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+def _generate(generator, context, key, temperature, num_samples, num_steps, guidance):
+    one = functools.partial(
+        generator.apply, temperature=temperature, num_steps=num_steps, guidance=guidance
+    )
+    return jax.vmap(one, (None, None, 0))(
+        generator.params, context, jax.random.split(key, num_samples)
+    )
+
+
+def policy_generator(
+    policy: Policy, family: TaskFamily, params: dict, optimizer: jax.Array, config: Any = None
+) -> Generator:
+    """Wraps a trained policy as a `Generator`.
+
+    Labels are first put into an order that depends on their examples alone, and the generated weights
+    are renamed back, so that permuting the labels of a support permutes the head and nothing else,
+    whatever theta_0 is. A context may carry `optimizer`, the index of the kind of trajectory to
+    imitate, in place of the default.
+
+    Args:
+      policy: of `make_policy`.
+      family: gives the class axes.
+      params: of the policy's network.
+      optimizer: int32 scalar, the default kind of trajectory.
+      config: kept with the generator.
+    """
+
+    def path(params, context, key, *, temperature=0.0, num_steps=None, guidance=0.0):
+        """Weights at every step of the roll-out, leading axis `num_steps + 1`."""
+        if num_steps is not None and not 1 <= num_steps <= policy.num_steps:
+            raise ValueError(
+                f"generate: num_steps must be between 1 and {policy.num_steps}, got {num_steps}."
+            )
+        network_params, default = params
+        rank = canonical_rank(context, family.num_classes)
+        ordered = {"images": context["images"], "labels": rank[context["labels"]]}
+        encode = functools.partial(policy.network.encode, network_params, ordered)
+        states = roll_out(
+            policy,
+            network_params,
+            encode(1.0),
+            jnp.asarray(context.get("optimizer", default)),
+            key,
+            temperature=temperature,
+            num_steps=num_steps,
+            unconditional=encode(0.0) if guidance else None,
+            guidance=guidance,
+        )
+        weights = jax.vmap(policy.codec.decode)(states)
+        return jax.vmap(lambda w: relabel(w, family.class_axes, rank))(weights)
+
+    def apply(params, context, key, **options):
+        return jax.tree.map(lambda leaf: leaf[-1], path(params, context, key, **options))
+
+    return Generator(
+        apply,
+        (params, optimizer),
+        family=family.name,
+        config=config,
+        check=functools.partial(
+            check_context, num_classes=family.num_classes, image_shape=image_shape(family)
+        ),
+        path=path,
+    )
+
+
+def canonical_rank(context: dict, num_classes: int) -> jax.Array:
+    """`[num_classes]` place of each label in an order that ignores how the labels are numbered.
+
+    Labels are sorted by a fixed random projection of their mean support image.
+    """
+    means = class_means(context, num_classes)
+    direction = jax.random.normal(jax.random.key(0), means.shape[1:])
+    return jnp.argsort(jnp.argsort(means @ direction))
+
+
+def image_shape(family: TaskFamily) -> tuple[int, ...]:
+    """(height, width, channels) of the images in a family's contexts."""
+    key = jax.random.key(0)
+    return jax.eval_shape(lambda: family.context(family.sample(key), key))["images"].shape[1:]
+
+
+def check_context(context: PyTree, *, num_classes: int, image_shape: tuple[int, ...]) -> None:
+    """Refuses a context that a generator of image classifiers cannot use.
+
+    Raises: ValueError that says what was expected, what came and what to do.
+    """
+    if not isinstance(context, dict) or not {"images", "labels"} <= context.keys():
+        raise ValueError(
+            "generate: expected a context {'images': ..., 'labels': ...}, got "
+            f"{sorted(context) if isinstance(context, dict) else type(context).__name__}."
+        )
+    images, labels = np.asarray(context["images"]), np.asarray(context["labels"])
+    if images.ndim != 4 or images.shape[1:] != image_shape:
+        raise ValueError(
+            f"generate: expected images of shape [n, {', '.join(map(str, image_shape))}], "
+            f"got {list(images.shape)}."
+        )
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"generate: expected {len(images)} integer labels, got {labels.dtype}{list(labels.shape)}."
+        )
+    if not np.issubdtype(images.dtype, np.floating) or not np.isfinite(images).all():
+        raise ValueError(
+            f"generate: expected finite floating-point images in [0, 1], got {images.dtype}"
+            f"{'' if images.dtype.kind != 'f' else ' with NaN or infinity'}."
+        )
+    wanted, got = set(range(num_classes)), set(labels.tolist())
+    if got != wanted:
+        raise ValueError(
+            f"generate: expected examples of every label 0..{num_classes - 1} and no other; "
+            f"missing {sorted(wanted - got)}, unknown {sorted(got - wanted)}."
+        )
+
+
+def load(directory: str | pathlib.Path, method: str = "lohp") -> Generator:
+    """Loads a trained generator from a run directory.
+
+    Args:
+      directory: of `lohp run` or `lohp train`.
+      method: which of the trained methods.
+
+    Returns: a `Generator` with `config` (a `RunConfig`) and `family` (its name).
+
+    Raises: FileNotFoundError if there is no checkpoint, ValueError if it is damaged or does not fit.
+    """
+    folder = pathlib.Path(directory) / "checkpoints" / method
+    config = resolve(from_json(checkpoint.read_config(folder)))
+    family = family_of(config)
+    expected = jax.eval_shape(functools.partial(_untrained, config, family, method))
+    _, saved = checkpoint.restore(folder, expected)
+    policy = make_policy(config, family, saved["frame"], method)
+    params, optimizer = saved["state"].params, saved["frame"].optimizer
+    return policy_generator(policy, family, params, optimizer, config)
+
+
+def _untrained(config: RunConfig, family: TaskFamily, method: str) -> dict:
+    """A checkpoint of `method` before training; only its shapes matter."""
+    key = jax.random.key(0)
+    theta_0 = family.init(key)
+    scale = jax.tree.map(lambda leaf: jnp.ones((), jnp.float32), theta_0)
+    frame = Frame(theta_0, scale, jnp.zeros((), jnp.int32))
+    policy = make_policy(config, family, frame, method)
+    return {"state": initial_state(config, family, policy, method, key), "frame": frame}

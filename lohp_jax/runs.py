@@ -1,0 +1,327 @@
+"""A run, stage by stage, over one directory. Nothing here prints.
+
+config.json   metrics.jsonl   results.json   figures.json   report.html
+trajectories/   checkpoints/METHOD/
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lohp_jax.baselines import adaptation
+from lohp_jax.baselines.retrieval import nearest_task
+from lohp_jax.baselines.ridge import ridge
+from lohp_jax.evaluation import scores
+from lohp_jax.evaluation.figures import figures
+from lohp_jax.evaluation.honesty import honesty
+from lohp_jax.generation import generate, load
+from lohp_jax.training import checkpoint
+from lohp_jax.training.config import RunConfig, from_json, resolve, to_json
+from lohp_jax.training.distributed import Strategy
+from lohp_jax.training.loop import DivergedError, Progress, train
+from lohp_jax.training.problem import (
+    Dataset,
+    Frame,
+    family_of,
+    make_dataset,
+    make_frame,
+    make_policy,
+)
+from lohp_jax.trajectories.prepare import prepare
+from lohp_jax.trajectories.store import Store, open_store
+from lohp_jax.types import Generator, Params, TaskFamily
+
+SCHEMA = 1
+_TUNING_TASKS = 64
+_SUPPORT_DRAWS = 4
+_VERSIONS = ("lohp_jax", "jax", "jaxlib", "dm-haiku", "optax", "numpy")
+
+
+def open_run(directory: str | os.PathLike, config: RunConfig | None = None) -> RunConfig:
+    """Makes a run directory for `config`, or reads the config of one that is there.
+
+    Returns: the resolved config.
+
+    Raises: FileNotFoundError if there is no run and no config; ValueError if there is a run with
+      another config (with the first field that differs), or its config does not read.
+    """
+    path = pathlib.Path(directory) / "config.json"
+    if not path.exists():
+        if config is None:
+            raise FileNotFoundError(
+                f"no run in {directory} ({path.name} is missing); make one with "
+                f"`lohp prepare --out {directory}`."
+            )
+        config = resolve(config)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"schema": SCHEMA, **to_json(config)})
+        return config
+    stored = resolve(from_json(read_json(path)))
+    if config is not None and (
+        difference := _first_difference(to_json(stored), to_json(resolve(config)))
+    ):
+        raise ValueError(
+            f"{directory} holds a run with another config: {difference}; "
+            "choose another --out, or give the same options."
+        )
+    return stored
+
+
+def prepare_run(
+    directory: str | os.PathLike,
+    config: RunConfig,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Store:
+    """Stage 1: stores the trajectories of a resolved config; resumes."""
+    family = family_of(config)
+    settings = config.prepare
+    described = {
+        "family": config.family,
+        "seed": config.seed,
+        **{name: to_json(config)[name] for name in ("tasks", "prepare")},
+    }
+    return prepare(
+        family,
+        pathlib.Path(directory) / "trajectories",
+        described,
+        theta_0=start_of(config, family),
+        optimizers=settings.optimizers,
+        num_tasks=settings.num_tasks,
+        num_steps=settings.num_steps,
+        start=settings.start,
+        start_noise=settings.start_noise,
+        key=_key(config, "prepare"),
+        on_progress=on_progress,
+    )
+
+
+def train_run(
+    directory: str | os.PathLike,
+    config: RunConfig,
+    method: str,
+    *,
+    strategy: Strategy = "jit",
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> None:
+    """Stage 2: trains one method on the stored trajectories; resumes from its newest checkpoint."""
+    directory = pathlib.Path(directory)
+    family = family_of(config)
+    frame, store = _frame_and_store(directory, config, family)
+    policy = make_policy(config, family, frame, method)
+    params = None
+    if method == "lohp_consolidated":
+        params = load(directory, "lohp").params[0]
+    train(
+        config,
+        family,
+        policy,
+        frame,
+        make_dataset(config, store, policy),
+        directory,
+        method,
+        key=_key(config, "train"),
+        params=params,
+        strategy=strategy,
+        on_progress=on_progress,
+    )
+
+
+def evaluate_run(
+    directory: str | os.PathLike,
+    config: RunConfig,
+    on_progress: Callable[[str], None] = lambda method: None,
+) -> dict[str, Any]:
+    """Stage 3: scores every method on the same held-out tasks; writes results.json and figures.json.
+
+    Returns: the results.
+    """
+    directory = pathlib.Path(directory)
+    family = family_of(config)
+    frame, store = _frame_and_store(directory, config, family)
+    codec = make_policy(config, family, frame, "lohp").codec
+    dataset = make_dataset(config, store, make_policy(config, family, frame, "lohp"))
+    tasks = scores.draw_tasks(
+        family, _key(config, "evaluate"), config.evaluation.num_tasks, "held_out"
+    )
+    rows: list[dict] = []
+
+    taught = {}
+    for name in config.prepare.optimizers:
+        on_progress(f"teacher_{name}")
+        taught[name] = scores.teach(family, name, frame.theta_0, tasks, config.prepare.num_steps)
+        ends = jax.tree.map(lambda leaf: leaf[:, -1], taught[name].states)
+        accuracy = scores.accuracies(family, ends, tasks.data)
+        cost = config.prepare.num_steps * (2 if name.startswith("sam") else 1)
+        method = f"teacher_{name.partition(':')[0]}"
+        rows.append(
+            scores.make_row(method, config.seed, accuracy, gradients=cost, latency=[None, None])
+        )
+
+    on_progress("same_support_adam")
+    rows.append(_same_support_row(config, family, frame, tasks))
+
+    generators = _closed_form(config, family, frame, dataset, codec)
+    generators |= {method: load(directory, method) for method in config.methods}
+    weights = {}
+    for method, generator in generators.items():
+        on_progress(method)
+        weights[method] = scores.generate_all(generator, tasks.contexts, tasks.keys)
+        accuracy = scores.accuracies(family, weights[method], tasks.data)
+        produce = lambda c, k, g=generator: generate(g, c, k)  # noqa: E731
+        cost = scores.latency(produce, tasks, config.evaluation.batch)
+        rows.append(scores.make_row(method, config.seed, accuracy, gradients=0, latency=cost))
+
+    on_progress("honesty")
+    imitated = config.prepare.optimizers[int(frame.optimizer)]
+    chosen = np.flatnonzero(np.asarray(dataset.optimizer) == int(frame.optimizer))
+    honest = {
+        method: honesty(
+            family,
+            generators[method],
+            tasks,
+            codec=codec,
+            weights=weights[method],
+            teacher_weights=jax.tree.map(lambda leaf: leaf[:, -1], taught[imitated].states),
+            training_tokens=dataset.tokens[chosen, -1],
+        )
+        for method in config.methods
+    }
+    results = {
+        "schema": SCHEMA,
+        "family": config.family,
+        "config": to_json(config),
+        "environment": environment(),
+        "imitated": f"teacher_{imitated.partition(':')[0]}",
+        "num_weights": int(codec.mask.sum()),
+        "num_trajectories": len(store),
+        "num_dropped": store.num_dropped,
+        "rows": rows,
+        "honesty": honest,
+    }
+    drawn = figures(
+        family,
+        generators["lohp"],
+        tasks,
+        codec=codec,
+        teacher=results["imitated"],
+        taught=taught[imitated],
+        compression=config.training.compression,
+    )
+    write_json(directory / "figures.json", drawn)
+    write_json(directory / "results.json", results)
+    return results
+
+
+def start_of(config: RunConfig, family: TaskFamily) -> Params:
+    """theta_0 of a run."""
+    return family.init(_key(config, "theta_0"))
+
+
+def environment() -> dict[str, Any]:
+    """Versions, platform and device."""
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": jax.devices()[0].device_kind,
+        "num_devices": jax.device_count(),
+        "cpu_cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+    }
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads one of our JSON files and takes its schema off.
+
+    Raises: ValueError if it does not parse or is of another version; nothing is deleted.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        schema = values.pop("schema")
+    except (json.JSONDecodeError, AttributeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error!r}); restore it, or start in another folder."
+        ) from error
+    if schema != SCHEMA:
+        raise ValueError(
+            f"{path} has schema {schema}; this version of lohp_jax reads schema {SCHEMA}."
+        )
+    return values
+
+
+def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
+    """Writes a file in one step: a reader sees the old one or the new one, whole."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _key(config: RunConfig, purpose: str) -> jax.Array:
+    purposes = ("theta_0", "prepare", "train", "evaluate")
+    return jax.random.fold_in(jax.random.key(config.seed), purposes.index(purpose))
+
+
+def _frame_and_store(directory, config, family) -> tuple[Frame, Store]:
+    store = open_store(directory / "trajectories")
+    return make_frame(store, start_of(config, family)), store
+
+
+def _same_support_row(config, family, frame, tasks) -> dict[str, Any]:
+    """Adam on the same support, its learning rate and length tuned on training tasks."""
+    tuning = scores.draw_tasks(
+        family, jax.random.fold_in(_key(config, "evaluate"), 1), _TUNING_TASKS, "train"
+    )
+    tuned = adaptation.tune(family, frame.theta_0, tuning.data, tuning.contexts)
+    adapted = scores.adapt_all(family, frame.theta_0, tasks.contexts, tuned)
+
+    def produce(context, key):
+        del key
+        return jax.tree.map(
+            lambda leaf: leaf[-1],
+            adaptation.adapt(
+                family, frame.theta_0, context, tuned.learning_rate, num_steps=tuned.num_steps
+            ),
+        )
+
+    row = scores.make_row(
+        "same_support_adam",
+        config.seed,
+        scores.accuracies(family, adapted, tasks.data),
+        gradients=tuned.num_steps,
+        latency=scores.latency(produce, tasks, config.evaluation.batch),
+    )
+    return {**row, "learning_rate": tuned.learning_rate}
+
+
+def _closed_form(config, family, frame, dataset: Dataset, codec) -> dict[str, Generator]:
+    """The baselines that need no training, on several supports of every stored task."""
+    chosen = np.flatnonzero(np.asarray(dataset.optimizer) == int(frame.optimizer))
+    rows = jnp.asarray(np.tile(chosen, _SUPPORT_DRAWS))
+    data = jax.tree.map(lambda leaf: leaf[rows], dataset.data)
+    keys = jax.random.split(jax.random.fold_in(_key(config, "evaluate"), 2), len(rows))
+    contexts = jax.jit(jax.vmap(family.context))(data, keys)
+    ends = dataset.tokens[rows, -1]
+    weights = jax.jit(jax.vmap(codec.decode))(ends)
+    return {
+        "nearest_task": nearest_task(family, contexts, weights),
+        "ridge": ridge(family, codec, contexts, ends),
+    }
+
+
+def _first_difference(old: Any, new: Any, path: str = "") -> str | None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in old:
+            if found := _first_difference(old[name], new[name], f"{path}.{name}" if path else name):
+                return found
+        return None
+    return None if old == new else f"{path} is {old!r} there and {new!r} here"

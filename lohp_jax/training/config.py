@@ -1,0 +1,255 @@
+"""Settings of a run: frozen dataclasses, checked when made, saved with every result.
+
+The command line derives from them; `to_json` and `from_json` carry them to disk and back.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, Literal
+
+from lohp_jax.policy.hybrid import HybridConfig
+from lohp_jax.policy.network import NetworkConfig
+from lohp_jax.trajectories.matching import Matching
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class FamilyConfig:
+    """Which tasks, and who sees what of them."""
+
+    data: str = "digits"
+    """"digits", or "tfds:NAME" for an image set of TensorFlow Datasets on this machine."""
+    data_dir: str | None = None
+    """Where TensorFlow Datasets are; unset for its default."""
+    network: Literal["linear", "mlp", "conv"] | None = None
+    """The classifier; unset for the family's default."""
+    shots: int | None = None
+    """Support images per label; unset for the family's default."""
+    teacher_data: Literal["full", "support"] = "full"
+    """Images the teachers train on: all of the task's, or the support the generator sees."""
+    holdout: Literal["tasks", "classes"] = "tasks"
+    """What no training task shares with a held-out one: the combination of classes, or classes."""
+    batch_size: int | None = None
+    """Images per step of a teacher; unset for all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """Stage 1, the trajectories."""
+
+    num_tasks: int = 300
+    """Training tasks."""
+    optimizers: tuple[str, ...] | None = None
+    """Teachers, as "adam" or with a learning rate "adam:0.01"; unset for the family's default."""
+    num_steps: int | None = None
+    """T, steps of every teacher; unset for the family's default."""
+    start: Literal["shared", "independent"] = "shared"
+    """One theta_0 for all runs, or a fresh one for each."""
+    start_noise: float = 0.01
+    """Standard deviation of the noise on a shared theta_0, in units of the weights."""
+
+    def __post_init__(self):
+        _at_least("num_tasks", self.num_tasks, 2)
+        if self.num_steps is not None:
+            _at_least("num_steps", self.num_steps, 1)
+        if self.start_noise < 0:
+            raise ValueError(f"start_noise must not be negative, got {self.start_noise}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Stage 2, shared by every learned method."""
+
+    compression: int | None = None
+    """k, optimizer steps that one generated step stands for; must divide num_steps. Unset for the
+    family's default."""
+    matching: Matching = "uniform"
+    """How the matched states are spread over a trajectory."""
+    updates: int | None = None
+    """Updates of the main method and of cloning; unset for the family's default."""
+    batch_size: int = 16
+    """Trajectories per update, an even number."""
+    learning_rate: float = 3e-3
+    """Peak of the schedule: a linear warm-up, then a cosine down to a hundredth."""
+    clip_norm: float = 1.0
+    """Largest global norm of a gradient."""
+    anchor: float = 0.0
+    """Weight of the likelihood of stored transitions, added to the balance objective."""
+    consolidation: float = 1.0
+    """Weight of the task loss of generated weights in `lohp_consolidated`."""
+    log_every: int = 50
+    """Updates per compiled chunk, and per line of metrics."""
+    checkpoint_every: int = 200
+    """Updates between checkpoints, a multiple of log_every."""
+
+    def __post_init__(self):
+        for name in ("log_every", "checkpoint_every"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("compression", "updates"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        if self.batch_size < 2 or self.batch_size % 2:
+            raise ValueError(f"batch_size must be even and at least 2, got {self.batch_size}.")
+        if not self.learning_rate > 0 or not self.clip_norm > 0:
+            raise ValueError(
+                "learning_rate and clip_norm must be positive, got "
+                f"{self.learning_rate} and {self.clip_norm}."
+            )
+        if min(self.anchor, self.consolidation) < 0:
+            raise ValueError("anchor and consolidation must not be negative.")
+        if self.checkpoint_every % self.log_every:
+            raise ValueError(
+                f"checkpoint_every must be a multiple of log_every={self.log_every}, "
+                f"got {self.checkpoint_every}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """The held-out comparison."""
+
+    num_tasks: int = 200
+    """Held-out tasks."""
+    batch: int = 256
+    """Tasks per call in the batched latency."""
+
+    def __post_init__(self):
+        _at_least("num_tasks", self.num_tasks, 2)
+        _at_least("batch", self.batch, 1)
+
+
+METHODS = (
+    "lohp",
+    "lohp_consolidated",
+    "cloning",
+    "hypernetwork",
+    "hypernetwork_regression",
+    "paper_literal",
+)
+"""The learned methods."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run, its seed included."""
+
+    family: str = "digits_5way"
+    """Name of the task family; `lohp tasks` lists them."""
+    seed: int = 0
+    """Seed of the split, of theta_0, of training and of evaluation."""
+    methods: tuple[str, ...] = (
+        "lohp",
+        "cloning",
+        "hypernetwork",
+        "hypernetwork_regression",
+        "paper_literal",
+    )
+    """Learned methods to train; those that need no training are always evaluated."""
+    tasks: FamilyConfig = FamilyConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    network: NetworkConfig = NetworkConfig()
+    balance: HybridConfig = HybridConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self):
+        if "lohp" not in self.methods:
+            raise ValueError(f"methods must include 'lohp', got {self.methods}.")
+        for method in self.methods:
+            if method not in METHODS:
+                raise ValueError(
+                    f"methods must be among {METHODS}, got {method!r}; "
+                    f"did you mean {difflib.get_close_matches(method, METHODS, 1, 0)[0]!r}?"
+                )
+
+
+_DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
+    "digits_5way": {
+        "tasks": {"network": "linear", "shots": 10},
+        "prepare": {"optimizers": ("sgd:1", "adam:0.1", "sam:1"), "num_steps": 20},
+        "training": {"compression": 4, "updates": 600},
+    },
+    "digits_partitions": {
+        "tasks": {"network": "mlp", "shots": 50},
+        "prepare": {"optimizers": ("sgd:0.3", "adam:0.01", "sam:0.3"), "num_steps": 100},
+        "training": {"compression": 20, "updates": 1200},
+    },
+}
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Fills what a config left to the family's defaults, and checks what depends on several fields.
+
+    Raises: ValueError for an unknown family (with the nearest), or a compression that does not divide
+      the number of steps (with those that do).
+    """
+    if config.family not in _DEFAULTS:
+        nearest = difflib.get_close_matches(config.family, _DEFAULTS, 1, 0)[0]
+        raise ValueError(
+            f"family must be one of {sorted(_DEFAULTS)}, got {config.family!r}; "
+            f"did you mean {nearest!r}?"
+        )
+    filled = {}
+    for group, values in _DEFAULTS[config.family].items():
+        section = getattr(config, group)
+        unset = {name: value for name, value in values.items() if getattr(section, name) is None}
+        filled[group] = dataclasses.replace(section, **unset)
+    config = dataclasses.replace(config, **filled)
+    steps, k = config.prepare.num_steps, config.training.compression
+    if steps % k:
+        fitting = [d for d in range(1, steps + 1) if steps % d == 0]
+        raise ValueError(
+            f"training.compression must divide prepare.num_steps={steps}, got {k}; "
+            f"these do: {fitting}."
+        )
+    return config
+
+
+def to_json(config: RunConfig) -> dict[str, Any]:
+    """The config as nested dicts, lists, strings and numbers."""
+    return dataclasses.asdict(config)
+
+
+def from_json(values: dict[str, Any], kind: type = RunConfig, path: str = "config") -> Any:
+    """Builds a config from nested dicts, as `to_json` makes them.
+
+    Raises: ValueError for a field that does not exist (with the nearest one) or has a value of the
+      wrong type.
+    """
+    hints = typing.get_type_hints(kind)
+    arguments = {}
+    for name, value in values.items():
+        if name not in hints:
+            nearest = difflib.get_close_matches(name, hints, 1, 0)[0]
+            raise ValueError(f"{path}: unknown field {name!r}; did you mean {nearest!r}?")
+        arguments[name] = _convert(value, hints[name], f"{path}.{name}")
+    return kind(**arguments)
+
+
+def _convert(value: Any, hint: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}: expected a group of fields, got {value!r}.")
+        return from_json(value, hint, path)
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        hint = next(h for h in typing.get_args(hint) if h is not types.NoneType)
+    if typing.get_origin(hint) is Literal:
+        if value not in typing.get_args(hint):
+            raise ValueError(f"{path}: expected one of {typing.get_args(hint)}, got {value!r}.")
+        return value
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        item = typing.get_args(hint)[0]
+        return tuple(_convert(v, item, f"{path}[{i}]") for i, v in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ValueError(f"{path}: expected {hint.__name__}, got {value!r}.")
+    return value

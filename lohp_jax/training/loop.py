@@ -1,0 +1,168 @@
+"""The host loop around the compiled update: batches, metrics, checkpoints, and when to stop."""
+
+import functools
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lohp_jax.policy.hybrid import Policy
+from lohp_jax.training import checkpoint, metrics
+from lohp_jax.training.config import RunConfig, to_json
+from lohp_jax.training.distributed import Strategy, compile_update
+from lohp_jax.training.problem import Dataset, Frame, make_objective
+from lohp_jax.training.step import (
+    TrainState,
+    draw_batches,
+    make_optimizer,
+    make_update,
+    scan_updates,
+)
+from lohp_jax.types import TaskFamily
+
+
+class DivergedError(RuntimeError):
+    """Training met a loss that is not finite; the last good state is in the checkpoints."""
+
+
+class Progress(NamedTuple):
+    """What a caller may show after each chunk.
+
+    Attributes:
+      method: what is trained.
+      step: updates so far.
+      updates: updates in all.
+      metrics: means over the chunk, as plain numbers and arrays.
+      updates_per_second: of the chunk, compilation left out of the first.
+    """
+
+    method: str
+    step: int
+    updates: int
+    metrics: dict[str, Any]
+    updates_per_second: float
+
+
+def train(
+    config: RunConfig,
+    family: TaskFamily,
+    policy: Policy,
+    frame: Frame,
+    dataset: Dataset,
+    directory: pathlib.Path,
+    method: str,
+    *,
+    key: jax.Array,
+    params: dict | None = None,
+    strategy: Strategy = "jit",
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> TrainState:
+    """Trains one method, from its newest checkpoint if there is one.
+
+    Checkpoints go to `directory/checkpoints/METHOD`, metrics to `directory/metrics.jsonl`. A run that
+    was interrupted and resumed gives the same bits as one that was not: every batch depends on the
+    number of its update alone.
+
+    Args:
+      config: resolved.
+      family: the tasks.
+      policy: of `make_policy`.
+      frame: saved beside the state.
+      dataset: of `make_dataset`.
+      directory: of the run.
+      method: one of `METHODS`.
+      key: randomness of initialisation and training.
+      params: where to start; None initialises the network.
+      strategy: of `compile_update`; the result is the same up to rounding.
+      on_progress: called after each chunk.
+
+    Returns: the final state, which is also the newest checkpoint.
+
+    Raises: DivergedError for a loss that is not finite; KeyboardInterrupt after saving, if interrupted.
+    """
+    settings = config.training
+    updates = num_updates(config, method)
+    optimizer = optimizer_of(config, method)
+    folder = directory / "checkpoints" / method
+    save = functools.partial(_save, folder, frame=frame, config=to_json(config))
+    init_key, batch_key = jax.random.split(key)
+    state = jax.jit(functools.partial(initial_state, config, family, policy, method))(init_key)
+    if params is not None:
+        state = state._replace(params=params)
+    if checkpoint.latest_step(folder) is not None:
+        _, restored = checkpoint.restore(folder, {"state": state, "frame": frame})
+        state = restored["state"]
+    metrics.drop_lines_after(directory / "metrics.jsonl", method, int(state.step))
+    update = make_update(family, make_objective(config, family, policy, method), optimizer)
+    run = compile_update(scan_updates(update), strategy, batch_axis=1)
+    draw = jax.jit(
+        functools.partial(draw_batches, batch_size=settings.batch_size), static_argnames="num_steps"
+    )
+    saved = int(state.step)
+    try:
+        while (step := int(state.step)) < updates:
+            count = min(settings.log_every, updates - step)
+            started = time.perf_counter()
+            batches = draw(batch_key, dataset, step, num_steps=count)
+            reached, values = jax.block_until_ready(run(state, batches, dataset))
+            values = {name: np.asarray(value) for name, value in values.items()}
+            _check_finite(values, method, step, state, save)
+            state = reached
+            rate = count / (time.perf_counter() - started)
+            means = {name: value.mean(axis=0) for name, value in values.items()}
+            done = int(state.step)
+            line = {"method": method, "step": done, "updates_per_second": rate, **means}
+            metrics.append_line(directory / "metrics.jsonl", line)
+            on_progress(Progress(method, done, updates, means, rate))
+            if done % settings.checkpoint_every == 0 or done == updates:
+                save(state)
+                saved = done
+    except KeyboardInterrupt:
+        if int(state.step) > saved:
+            save(state)
+        raise
+    return state
+
+
+def num_updates(config: RunConfig, method: str) -> int:
+    """Updates of a method; consolidation takes half as many on top of those of `lohp`."""
+    updates = config.training.updates
+    return max(1, updates // 2) if method == "lohp_consolidated" else updates
+
+
+def optimizer_of(config: RunConfig, method: str) -> optax.GradientTransformation:
+    """The optimizer that trains `method`."""
+    return make_optimizer(
+        learning_rate=config.training.learning_rate,
+        clip_norm=config.training.clip_norm,
+        updates=num_updates(config, method),
+    )
+
+
+def initial_state(
+    config: RunConfig, family: TaskFamily, policy: Policy, method: str, key: jax.Array
+) -> TrainState:
+    """The state before the first update."""
+    data = family.sample(key, "train")
+    params = policy.network.init(key, family.context(data, key))
+    return TrainState(params, optimizer_of(config, method).init(params), jnp.zeros((), jnp.int32))
+
+
+def _save(folder, state, *, frame, config):
+    checkpoint.save(folder, int(state.step), {"state": state, "frame": frame}, config)
+
+
+def _check_finite(values, method, step, state, save) -> None:
+    bad = ~np.isfinite(values["loss"])
+    if bad.any():
+        save(state)
+        raise DivergedError(
+            f"{method}: the loss was not finite at update {step + int(bad.argmax()) + 1}; the state of "
+            f"update {step} is saved. Lower training.learning_rate or training.clip_norm, or widen "
+            "balance.end_std."
+        )

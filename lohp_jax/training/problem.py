@@ -1,0 +1,159 @@
+"""What a learned method is trained on: the policy in its frame, the data set, the objective."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lohp_jax.baselines.cloning import cloning_loss
+from lohp_jax.baselines.hypernetwork import regression_loss, task_loss
+from lohp_jax.codec import make_codec, standard_scale
+from lohp_jax.policy.hybrid import PRESETS, Example, Policy, hybrid_loss
+from lohp_jax.policy.network import make_policy_network
+from lohp_jax.tasks import make_family
+from lohp_jax.training.config import RunConfig
+from lohp_jax.trajectories.matching import match
+from lohp_jax.trajectories.store import Store, take_states
+from lohp_jax.types import Params, PyTree, TaskFamily, Trajectory
+
+Objective = Callable[[dict, Example, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+class Frame(NamedTuple):
+    """The coordinates in which weights are generated; saved in every checkpoint.
+
+    Attributes:
+      theta_0: the shared start, the origin.
+      scale: one number per leaf, the unit.
+      optimizer: int32 scalar, the kind of trajectory to imitate where nothing else is asked.
+    """
+
+    theta_0: Params
+    scale: PyTree
+    optimizer: jax.Array
+
+
+class Dataset(NamedTuple):
+    """All stored trajectories at their matched states; leading axis R.
+
+    Attributes:
+      tokens: `[R, N + 1, length, channels]`.
+      optimizer: `[R]` int32.
+      data: the tasks, a pytree.
+    """
+
+    tokens: jax.Array
+    optimizer: jax.Array
+    data: PyTree
+
+
+def family_of(config: RunConfig) -> TaskFamily:
+    """The task family of a resolved config."""
+    tasks = config.tasks
+    return make_family(
+        config.family,
+        data=tasks.data,
+        data_dir=tasks.data_dir,
+        network=tasks.network,
+        shots=tasks.shots,
+        teacher_data=tasks.teacher_data,
+        holdout=tasks.holdout,
+        batch_size=tasks.batch_size,
+        seed=config.seed,
+    )
+
+
+def make_frame(store: Store, theta_0: Params) -> Frame:
+    """The frame that fits a store: the unit is how far its trajectories went, root mean square.
+
+    The optimizer to imitate is the one that reached the lowest mean inner loss.
+    """
+    ends = store.load(
+        lambda shard: {
+            "end": jax.tree.map(lambda leaf: leaf[:, -1], shard["states"]),
+            "loss": shard["losses"][:, -1],
+            "optimizer": shard["optimizer"],
+        }
+    )
+    kinds = np.unique(ends["optimizer"])
+    final = [ends["loss"][ends["optimizer"] == kind].mean() for kind in kinds]
+    best = jnp.asarray(kinds[int(np.argmin(final))], jnp.int32)
+    return Frame(theta_0, standard_scale(ends["end"], theta_0), best)
+
+
+def make_policy(config: RunConfig, family: TaskFamily, frame: Frame, method: str) -> Policy:
+    """The policy that `method` trains; hypernetworks are policies of a single step."""
+    channels = config.network.channels
+    codec = make_codec(
+        frame.theta_0,
+        channels=channels,
+        reference=frame.theta_0,
+        scale=frame.scale,
+        class_axes=family.class_axes,
+    )
+    raw = make_codec(frame.theta_0, channels=channels, class_axes=family.class_axes)
+    unit = jax.tree.map(
+        lambda p: p / jnp.maximum(jnp.sqrt(jnp.mean(p**2)), jnp.finfo(p.dtype).tiny), frame.theta_0
+    )
+    one_step = method.startswith("hypernetwork")
+    num_steps = 1 if one_step else config.prepare.num_steps // config.training.compression
+    network = make_policy_network(
+        codec,
+        config.network,
+        raw.encode(unit),
+        num_steps=num_steps,
+        num_optimizers=len(config.prepare.optimizers),
+    )
+    objective = PRESETS["paper_literal"] if method == "paper_literal" else config.balance
+    return Policy(network, codec, objective, num_steps)
+
+
+def make_dataset(config: RunConfig, store: Store, policy: Policy) -> Dataset:
+    """Encodes the matched states of every stored trajectory; reads no others."""
+    num_states = config.prepare.num_steps // config.training.compression + 1
+    matched = jax.jit(jax.vmap(lambda t: match(t, num_states, how=config.training.matching)))
+
+    def select(shard):
+        path_matters = config.training.matching in ("arc_length", "curvature")
+        states = shard["states"] if path_matters else {}
+        indices = np.asarray(matched(Trajectory(states, shard["losses"], None)))
+        return {**shard, "states": take_states(shard["states"], indices)}
+
+    loaded = store.load(select)
+    tokens = jax.jit(jax.vmap(jax.vmap(policy.codec.encode)))(loaded["states"])
+    return Dataset(
+        tokens, jnp.asarray(loaded["optimizer"]), jax.tree.map(jnp.asarray, loaded["data"])
+    )
+
+
+def make_objective(config: RunConfig, family: TaskFamily, policy: Policy, method: str) -> Objective:
+    """`(params, example, key) -> (loss, info)` of a learned method, for one example."""
+    balance = functools.partial(hybrid_loss, policy)
+    cloning = functools.partial(cloning_loss, policy)
+    task = functools.partial(task_loss, policy, family)
+    objectives: dict[str, Objective] = {
+        "lohp": _weighted([(1.0, balance), (config.training.anchor, cloning)]),
+        "lohp_consolidated": _weighted([(1.0, balance), (config.training.consolidation, task)]),
+        "cloning": cloning,
+        "hypernetwork": task,
+        "hypernetwork_regression": functools.partial(regression_loss, policy),
+        "paper_literal": balance,
+    }
+    return objectives[method]
+
+
+def _weighted(terms: Sequence[tuple[float, Objective]]) -> Objective:
+    """Weighted sum of objectives; a term of weight zero is not computed."""
+    active = [(weight, objective) for weight, objective in terms if weight]
+
+    def objective(params, example, key):
+        results = [
+            o(params, example, k) for (_, o), k in zip(active, jax.random.split(key, len(active)))
+        ]
+        loss = sum(weight * value for (weight, _), (value, _) in zip(active, results))
+        return loss, {name: x for _, info in results for name, x in info.items()}
+
+    return objective

@@ -1,0 +1,79 @@
+import jax
+import numpy as np
+import pytest
+
+from lohp_jax.data import digits
+from lohp_jax.tasks import FAMILIES, NETWORK, SHOTS, make_family
+
+NUM_TASKS = 600
+
+
+def tasks_of(family, split):
+    """Sampled tasks, each as the set of its labels' sets of classes: as it is under any names."""
+    keys = jax.random.split(jax.random.key(0), NUM_TASKS)
+    data = jax.device_get(jax.jit(jax.vmap(lambda key: family.sample(key, split)))(keys))
+    return {
+        frozenset(frozenset(c[labels == n].tolist()) for n in range(family.num_classes))
+        for c, labels in zip(data["classes"], data["labels"], strict=True)
+    }
+
+
+def classes_of(tasks):
+    return frozenset().union(*(side for task in tasks for side in task))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_splits_share_no_task(name, seed):
+    family = make_family(name, seed=seed)
+    train, held_out = tasks_of(family, "train"), tasks_of(family, "held_out")
+    assert not train & held_out
+    assert classes_of(train) == classes_of(held_out) == set(range(10))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_held_out_classes_are_never_trained_on(name, seed):
+    family = make_family(name, holdout="classes", seed=seed)
+    train, held_out = tasks_of(family, "train"), tasks_of(family, "held_out")
+    unseen = set(range(10)) - classes_of(train)
+    assert len(unseen) == 3
+    assert all(unseen <= classes_of([task]) for task in held_out)
+
+
+@pytest.mark.parametrize("name, num_labels", [("digits_5way", 5), ("digits_partitions", 2)])
+def test_defaults_of_the_family(name, num_labels):
+    family = make_family(name)
+    assert (family.name, family.num_classes) == (name, num_labels)
+    context = family.context(family.sample(jax.random.key(0)), jax.random.key(1))
+    assert context["images"].shape == (num_labels * SHOTS[name], 8, 8, 1)
+    expected = make_family(name, network=NETWORK[name]).class_axes
+    assert family.class_axes == expected
+
+
+@pytest.mark.parametrize("shots", [1, 5, 100])
+def test_the_size_of_the_support_is_an_option(shots):
+    family = make_family("digits_5way", shots=shots)
+    context = family.context(family.sample(jax.random.key(0)), jax.random.key(1))
+    assert context["images"].shape[0] == 5 * shots
+    pool = {image.tobytes() for image in digits().train.reshape(-1, 64)}
+    assert all(np.asarray(image).tobytes() in pool for image in context["images"])
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("digits_5wya", {}, "make_family: .*got 'digits_5wya'; did you mean 'digits_5way'"),
+        ("partitions", {}, "did you mean 'digits_partitions'"),
+        ("digits_5way", {"network": "mpl"}, "make_network: .*did you mean 'mlp'"),
+        ("digits_5way", {"network": ""}, "make_network: .*got ''"),
+        ("digits_5way", {"holdout": "all"}, "make_family: holdout must be .* got 'all'"),
+        ("digits_5way", {"teacher_data": "some"}, "image_family: teacher_data .* got 'some'"),
+        ("digits_5way", {"shots": 0}, "image_family: shots .* got 0"),
+        ("digits_5way", {"shots": 101}, "image_family: shots must be between 1 and 100"),
+        ("digits_5way", {"data": "mnist"}, "image_set: expected source .* got 'mnist'"),
+    ],
+)
+def test_make_family_rejects(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_family(name, **options)
