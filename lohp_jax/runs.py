@@ -4,7 +4,6 @@ config.json   metrics.jsonl   results.json   figures.json   report.html
 trajectories/   checkpoints/METHOD/
 """
 
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -23,11 +22,11 @@ from lohp_jax.baselines.ridge import ridge
 from lohp_jax.evaluation import scores
 from lohp_jax.evaluation.figures import figures
 from lohp_jax.evaluation.honesty import honesty
-from lohp_jax.generation import generate, load
+from lohp_jax.generation import load
 from lohp_jax.training import checkpoint
 from lohp_jax.training.config import RunConfig, from_json, resolve, to_json
 from lohp_jax.training.distributed import Strategy
-from lohp_jax.training.loop import DivergedError, Progress, train
+from lohp_jax.training.loop import Progress, train
 from lohp_jax.training.problem import (
     Dataset,
     Frame,
@@ -38,7 +37,7 @@ from lohp_jax.training.problem import (
 )
 from lohp_jax.trajectories.prepare import prepare
 from lohp_jax.trajectories.store import Store, open_store
-from lohp_jax.types import Generator, Params, TaskFamily
+from lohp_jax.types import Generator, Params, TaskFamily, Trajectory
 
 SCHEMA = 1
 _TUNING_TASKS = 64
@@ -147,66 +146,63 @@ def evaluate_run(
     directory = pathlib.Path(directory)
     family = family_of(config)
     frame, store = _frame_and_store(directory, config, family)
-    codec = make_policy(config, family, frame, "lohp").codec
-    dataset = make_dataset(config, store, make_policy(config, family, frame, "lohp"))
+    policy = make_policy(config, family, frame, "lohp")
+    codec, dataset = policy.codec, make_dataset(config, store, policy)
     tasks = scores.draw_tasks(
         family, _key(config, "evaluate"), config.evaluation.num_tasks, "held_out"
     )
     rows: list[dict] = []
 
     taught = {}
-    for name in config.prepare.optimizers:
-        on_progress(f"teacher_{name}")
+    for name, method in zip(config.prepare.optimizers, teacher_names(config), strict=True):
+        on_progress(method)
         taught[name] = scores.teach(family, name, frame.theta_0, tasks, config.prepare.num_steps)
-        ends = jax.tree.map(lambda leaf: leaf[:, -1], taught[name].states)
-        accuracy = scores.accuracies(family, ends, tasks.data)
+        accuracy = scores.accuracies(family, _ends(taught[name]), tasks.data)
         cost = config.prepare.num_steps * (2 if name.startswith("sam") else 1)
-        method = f"teacher_{name.partition(':')[0]}"
-        rows.append(
-            scores.make_row(method, config.seed, accuracy, gradients=cost, latency=[None, None])
-        )
+        rows.append(_row(config, method, accuracy, gradients=cost))
 
     on_progress("same_support_adam")
-    rows.append(_same_support_row(config, family, frame, tasks))
-
+    tuned = _tune(config, family, frame)
+    producers = {"same_support_adam": scores.adapter(family, frame.theta_0, tuned)}
     generators = _closed_form(config, family, frame, dataset, codec)
     generators |= {method: load(directory, method) for method in config.methods}
-    weights = {}
-    for method, generator in generators.items():
-        on_progress(method)
-        weights[method] = scores.generate_all(generator, tasks.contexts, tasks.keys)
-        accuracy = scores.accuracies(family, weights[method], tasks.data)
-        produce = lambda c, k, g=generator: generate(g, c, k)  # noqa: E731
-        cost = scores.latency(produce, tasks, config.evaluation.batch)
-        rows.append(scores.make_row(method, config.seed, accuracy, gradients=0, latency=cost))
+    producers |= {method: scores.from_generator(g) for method, g in generators.items()}
 
-    on_progress("honesty")
     imitated = config.prepare.optimizers[int(frame.optimizer)]
     chosen = np.flatnonzero(np.asarray(dataset.optimizer) == int(frame.optimizer))
-    honest = {
-        method: honesty(
-            family,
-            generators[method],
-            tasks,
-            codec=codec,
-            weights=weights[method],
-            teacher_weights=jax.tree.map(lambda leaf: leaf[:, -1], taught[imitated].states),
-            training_tokens=dataset.tokens[chosen, -1],
-        )
-        for method in config.methods
-    }
+    honest = {}
+    for method, produce in producers.items():
+        on_progress(method)
+        producer = scores.make_producer(produce)
+        weights = producer.many(tasks.contexts, tasks.keys)
+        accuracy = scores.accuracies(family, weights, tasks.data)
+        cost = tuned.num_steps if method == "same_support_adam" else 0
+        latency = scores.latency(producer, tasks)
+        rows.append(_row(config, method, accuracy, gradients=cost, latency=latency))
+        if method in config.methods:
+            honest[method] = honesty(
+                family,
+                producer,
+                tasks,
+                codec=codec,
+                weights=weights,
+                teacher_weights=_ends(taught[imitated]),
+                training_tokens=dataset.tokens[chosen, -1],
+            )
     results = {
         "schema": SCHEMA,
         "family": config.family,
         "config": to_json(config),
         "environment": environment(),
-        "imitated": f"teacher_{imitated.partition(':')[0]}",
+        "imitated": teacher_names(config)[int(frame.optimizer)],
+        "same_support_adam": tuned._asdict(),
         "num_weights": int(codec.mask.sum()),
         "num_trajectories": len(store),
         "num_dropped": store.num_dropped,
         "rows": rows,
         "honesty": honest,
     }
+    on_progress("figures")
     drawn = figures(
         family,
         generators["lohp"],
@@ -219,6 +215,35 @@ def evaluate_run(
     write_json(directory / "figures.json", drawn)
     write_json(directory / "results.json", results)
     return results
+
+
+def trained_steps(directory: str | os.PathLike, method: str) -> int:
+    """Updates in the newest checkpoint of a method, 0 if there is none."""
+    return checkpoint.latest_step(pathlib.Path(directory) / "checkpoints" / method) or 0
+
+
+def write_weights(path: str | os.PathLike, weights: Params) -> None:
+    """Writes weights as safetensors, one tensor per leaf, named by its path joined with dots."""
+    import safetensors.numpy  # here, for a light `import lohp_jax`
+
+    named = jax.tree.flatten_with_path(weights)[0]
+    tensors = {
+        jax.tree_util.keystr(path, simple=True, separator="."): np.ascontiguousarray(leaf)
+        for path, leaf in named
+    }
+    path = pathlib.Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(safetensors.numpy.save(tensors))
+    os.replace(temporary, path)
+
+
+def teacher_names(config: RunConfig) -> list[str]:
+    """Row of each teacher: "teacher_adam", with its learning rate where a kind occurs twice."""
+    kinds = [name.partition(":")[0] for name in config.prepare.optimizers]
+    return [
+        f"teacher_{kind if kinds.count(kind) == 1 else name}"
+        for kind, name in zip(kinds, config.prepare.optimizers, strict=True)
+    ]
 
 
 def start_of(config: RunConfig, family: TaskFamily) -> Params:
@@ -276,31 +301,20 @@ def _frame_and_store(directory, config, family) -> tuple[Frame, Store]:
     return make_frame(store, start_of(config, family)), store
 
 
-def _same_support_row(config, family, frame, tasks) -> dict[str, Any]:
-    """Adam on the same support, its learning rate and length tuned on training tasks."""
-    tuning = scores.draw_tasks(
-        family, jax.random.fold_in(_key(config, "evaluate"), 1), _TUNING_TASKS, "train"
-    )
-    tuned = adaptation.tune(family, frame.theta_0, tuning.data, tuning.contexts)
-    adapted = scores.adapt_all(family, frame.theta_0, tasks.contexts, tuned)
+def _tune(config: RunConfig, family: TaskFamily, frame: Frame) -> adaptation.Tuned:
+    """Learning rate and length of Adam on a support, tuned on training tasks."""
+    key = jax.random.fold_in(_key(config, "evaluate"), 1)
+    tuning = scores.draw_tasks(family, key, _TUNING_TASKS, "train")
+    return adaptation.tune(family, frame.theta_0, tuning.data, tuning.contexts)
 
-    def produce(context, key):
-        del key
-        return jax.tree.map(
-            lambda leaf: leaf[-1],
-            adaptation.adapt(
-                family, frame.theta_0, context, tuned.learning_rate, num_steps=tuned.num_steps
-            ),
-        )
 
-    row = scores.make_row(
-        "same_support_adam",
-        config.seed,
-        scores.accuracies(family, adapted, tasks.data),
-        gradients=tuned.num_steps,
-        latency=scores.latency(produce, tasks, config.evaluation.batch),
-    )
-    return {**row, "learning_rate": tuned.learning_rate}
+def _ends(trajectory: Trajectory) -> Params:
+    """End weights of a batch of trajectories, leading axis R."""
+    return jax.tree.map(lambda leaf: leaf[:, -1], trajectory.states)
+
+
+def _row(config, method, accuracy, *, gradients, latency=(None, None)) -> dict[str, Any]:
+    return scores.make_row(method, config.seed, accuracy, gradients=gradients, latency=latency)
 
 
 def _closed_form(config, family, frame, dataset: Dataset, codec) -> dict[str, Generator]:

@@ -1,0 +1,1 @@
+"""Scores, honesty checks and the report."""

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from lohp_jax.codec import Codec
-from lohp_jax.evaluation.scores import TaskBatch, accuracies, generate_all
-from lohp_jax.types import Generator, Params, TaskFamily
+from lohp_jax.evaluation.scores import Producer, TaskBatch, accuracies
+from lohp_jax.types import Params, TaskFamily
 
 
 def honesty(
     family: TaskFamily,
-    generator: Generator,
+    producer: Producer,
     tasks: TaskBatch,
     *,
     codec: Codec,
@@ -23,7 +23,7 @@ def honesty(
 
     Args:
       family: the tasks.
-      generator: what is checked.
+      producer: what is checked.
       tasks: held-out tasks, leading axis R.
       codec: standardised tokens; distances are root mean squares over them.
       weights: what the generator made of the tasks, leading axis R.
@@ -38,7 +38,7 @@ def honesty(
       `teacher_distance`, between generated and teacher's weights of the same task.
     """
     others = jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), tasks.contexts)
-    shuffled = generate_all(generator, others, tasks.keys)
+    shuffled = producer.many(others, tasks.keys)
     tokens, teacher = (jax.jit(jax.vmap(codec.encode))(w) for w in (weights, teacher_weights))
     real = np.flatnonzero(codec.mask)
     generated, taught, trained = (

@@ -21,10 +21,9 @@ import numpy as np
 SCHEMA = 1
 """Version of `results.json` and `figures.json`; the only one that is read."""
 
-_LOHP_COLOR = "#0072b2"
 _TEACHER_COLOR = "#333333"
 _COLORS = {  # Okabe and Ito's palette, which colour-blind readers can tell apart
-    "lohp": _LOHP_COLOR,
+    "lohp": "#0072b2",
     "lohp_consolidated": "#56b4e9",
     "hypernetwork": "#e69f00",
     "cloning": "#009e73",
@@ -33,6 +32,8 @@ _COLORS = {  # Okabe and Ito's palette, which colour-blind readers can tell apar
     "lo_op": "#8b6914",
 }
 _TASK_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b6914")
+_TEACHER_PATH = {"linewidth": 1.0, "alpha": 0.55}
+_GENERATED_PATH = {"linewidth": 1.8, "marker": "o", "markersize": 3}
 _LOGIT_TICKS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 _LOGIT_RANGE = (0.001, 0.999)  # the scale has no place for 0 and 1
 _STYLE = {
@@ -138,16 +139,16 @@ def _read_results(directory: pathlib.Path) -> dict[str, Any]:
             f"write_report: no results in {directory}: there is no {file}. Make them with "
             f"`lohp evaluate --out {directory}`."
         )
-    return _read_versioned(file, directory)
+    return _read_versioned(file)
 
 
-def _read_versioned(file: pathlib.Path, directory: pathlib.Path) -> dict[str, Any]:
+def _read_versioned(file: pathlib.Path) -> dict[str, Any]:
     content = _read_object(file)
     if content.get("schema") != SCHEMA:
         raise ValueError(
             f"write_report: {file} has schema {content.get('schema')!r}, this version of lohp_jax "
             f"reads schema {SCHEMA} only; use the version that wrote it, or run "
-            f"`lohp evaluate --out {directory}` again."
+            f"`lohp evaluate --out {file.parent}` again."
         )
     return content
 
@@ -366,7 +367,7 @@ def _methods_table(scores: list[_Score]) -> str:
         "Worst task",
         "Gradients<br>per task",
         "Latency (ms),<br>batch 1",
-        "Latency (ms),<br>batch 256, per network",
+        "Latency (ms),<br>batched, per network",
     )
     return _table(head, map(_method_cells, scores), css="methods")
 
@@ -498,7 +499,7 @@ def _plots(directory: pathlib.Path, scores: list[_Score]) -> str:
     import matplotlib.style  # here, for a light `import lohp_jax`
 
     file = directory / "figures.json"
-    figures = _read_versioned(file, directory) if file.exists() else {}
+    figures = _read_versioned(file) if file.exists() else {}
     projection, cosine, by_step = (
         _section(figures, key, str(file)) for key in ("projection", "cosine", "accuracy_by_step")
     )
@@ -604,7 +605,7 @@ def _plot_trajectories(projection: dict[str, Any], where: str) -> _Plot:
     tasks = sorted({task for _, task, _ in paths})
     figure, axes = _axes(height=4.4)
     for generated in (False, True):  # generated paths lie over the others
-        style = {"linewidth": 1.8, "marker": "o", "markersize": 3} if generated else _TEACHER_PATH
+        style = _GENERATED_PATH if generated else _TEACHER_PATH
         for method, task, points in paths:
             if method.startswith("lohp") == generated:
                 color = _TASK_COLORS[tasks.index(task) % len(_TASK_COLORS)]
@@ -625,9 +626,6 @@ def _plot_trajectories(projection: dict[str, Any], where: str) -> _Plot:
         "One colour per unseen task. Thin with a cross: the optimizer's path and its end; thick "
         "with a dot: the generated path and its end.",
     )
-
-
-_TEACHER_PATH = {"linewidth": 1.0, "alpha": 0.55}
 
 
 def _paths(paths: Any, where: str) -> Iterator[tuple[str, str, np.ndarray]]:

@@ -2,11 +2,10 @@
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lohp_jax.baselines import adaptation
@@ -15,7 +14,7 @@ from lohp_jax.optimizers import make_optimizer
 from lohp_jax.trajectories.rollout import rollout
 from lohp_jax.types import Generator, Params, PyTree, TaskFamily, Trajectory
 
-_LATENCY_CALLS = 50
+_LATENCY_CALLS = 20
 
 
 class TaskBatch(NamedTuple):
@@ -43,18 +42,40 @@ def draw_tasks(family: TaskFamily, key: jax.Array, num_tasks: int, split: str) -
     return jax.jit(jax.vmap(draw))(jax.random.split(key, num_tasks))
 
 
-def generate_all(generator: Generator, contexts: PyTree, keys: jax.Array, **options) -> Params:
-    """One network per task, leading axis R; `options` go to `generate`."""
+class Producer(NamedTuple):
+    """A generator compiled for one task and for many.
 
-    def one(context, key):
-        return jax.tree.map(lambda leaf: leaf[0], generate(generator, context, key, **options))
+    Attributes:
+      one: `(context, key) -> weights`.
+      many: the same with leading axes R.
+    """
 
-    return jax.jit(jax.vmap(one))(contexts, keys)
+    one: Callable[[PyTree, jax.Array], Params]
+    many: Callable[[PyTree, jax.Array], Params]
+
+
+def make_producer(produce: Callable[[PyTree, jax.Array], Params]) -> Producer:
+    """Compiles `(context, key) -> weights`, once for each shape of its arguments."""
+    return Producer(jax.jit(produce), jax.jit(jax.vmap(produce)))
+
+
+def from_generator(generator: Generator) -> Callable[[PyTree, jax.Array], Params]:
+    """One network from one context, following the means."""
+
+    def produce(context, key):
+        return jax.tree.map(lambda leaf: leaf[0], generate(generator, context, key))
+
+    return produce
 
 
 def accuracies(family: TaskFamily, weights: Params, data: PyTree) -> np.ndarray:
     """`[R]` query accuracy of one network per task."""
-    return np.asarray(jax.jit(jax.vmap(family.evaluate))(weights, data)["accuracy"])
+    return np.asarray(_evaluator(family)(weights, data))
+
+
+@functools.cache
+def _evaluator(family: TaskFamily) -> Callable[[Params, PyTree], jax.Array]:
+    return jax.jit(jax.vmap(lambda p, d: family.evaluate(p, d)["accuracy"]))
 
 
 def teach(
@@ -65,22 +86,29 @@ def teach(
     return jax.jit(jax.vmap(run, (0, None, 0)))(tasks.data, theta_0, tasks.keys)
 
 
-def adapt_all(
-    family: TaskFamily, theta_0: Params, contexts: PyTree, tuned: adaptation.Tuned
-) -> Params:
-    """The end weights of tuned Adam on every support, leading axis R."""
+def adapter(
+    family: TaskFamily, theta_0: Params, tuned: adaptation.Tuned
+) -> Callable[[PyTree, jax.Array], Params]:
+    """Tuned Adam on a support, as one network from one context."""
 
-    def one(context):
+    def produce(context, key):
+        del key
+        rate, num_steps = tuned
         states = adaptation.adapt(
-            family, theta_0, context, tuned.learning_rate, num_steps=tuned.num_steps
+            family, theta_0, context, rate, num_steps=num_steps, record_every=num_steps
         )
         return jax.tree.map(lambda leaf: leaf[-1], states)
 
-    return jax.jit(jax.vmap(one))(contexts)
+    return produce
 
 
 def make_row(
-    method: str, seed: int, scores: np.ndarray, *, gradients: int, latency: Sequence[float | None]
+    method: str,
+    seed: int,
+    scores: np.ndarray,
+    *,
+    gradients: int,
+    latency: tuple[float | None, float | None],
 ) -> dict[str, Any]:
     """One line of the results: mean, spread and worst of the accuracies over held-out tasks.
 
@@ -105,25 +133,15 @@ def make_row(
     }
 
 
-def latency(
-    produce: Callable[[PyTree, jax.Array], Params], tasks: TaskBatch, batch: int
-) -> list[float]:
-    """Median milliseconds per network of `produce(context, key)`, alone and in a batch.
+def latency(producer: Producer, tasks: TaskBatch) -> tuple[float, float]:
+    """Median milliseconds per network, alone and with all `tasks` in one call.
 
     Compilation is left out; every call is waited for.
-
-    Args:
-      produce: one network from one context.
-      tasks: where contexts come from, repeated as needed.
-      batch: networks per call in the second number.
     """
-    index = np.arange(batch) % len(tasks.keys)
-    contexts = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], tasks.contexts)
-    first = jax.tree.map(lambda leaf: leaf[0], (contexts, tasks.keys[index]))
-    many = (contexts, tasks.keys[index])
-    alone = _median_seconds(jax.jit(produce), first)
-    together = _median_seconds(jax.jit(jax.vmap(produce)), many)
-    return [1e3 * alone, 1e3 * together / batch]
+    first = jax.tree.map(lambda leaf: leaf[0], tasks)
+    alone = _median_seconds(producer.one, (first.contexts, first.keys))
+    together = _median_seconds(producer.many, (tasks.contexts, tasks.keys))
+    return 1e3 * alone, 1e3 * together / len(tasks.keys)
 
 
 def _median_seconds(call: Callable, arguments: tuple) -> float:

@@ -1,0 +1,1 @@
+"""The policy: encoder, trunk, Gaussian kernels and balance objectives."""

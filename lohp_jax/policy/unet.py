@@ -64,7 +64,7 @@ class UNet(hk.Module):
         stride = 2 ** (len(self.widths) - 1)
         x = jnp.pad(x, [(0, 0), (0, -length % stride), (0, 0)])
         position = hk.get_parameter(
-            "position", x.shape[1:2] + (self.widths[0],), init=hk.initializers.RandomNormal(0.5)
+            "position", (x.shape[1], self.widths[0]), init=hk.initializers.RandomNormal(0.5)
         )
         lifted = hk.Linear(x.shape[1] * self.widths[0], name="lift")(condition)
         h = hk.Linear(self.widths[0], name="tokens")(x) + position[None]

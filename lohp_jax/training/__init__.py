@@ -1,0 +1,1 @@
+"""Training a generator: config, objectives, update, loop, checkpoints."""

@@ -114,14 +114,11 @@ class TrainingConfig:
 class EvaluationConfig:
     """The held-out comparison."""
 
-    num_tasks: int = 200
-    """Held-out tasks."""
-    batch: int = 256
-    """Tasks per call in the batched latency."""
+    num_tasks: int = 256
+    """Held-out tasks, and networks per call in the batched latency."""
 
     def __post_init__(self):
         _at_least("num_tasks", self.num_tasks, 2)
-        _at_least("batch", self.batch, 1)
 
 
 METHODS = (

@@ -151,9 +151,10 @@ def _weighted(terms: Sequence[tuple[float, Objective]]) -> Objective:
 
     def objective(params, example, key):
         results = [
-            o(params, example, k) for (_, o), k in zip(active, jax.random.split(key, len(active)))
+            o(params, example, k)
+            for (_, o), k in zip(active, jax.random.split(key, len(active)), strict=True)
         ]
-        loss = sum(weight * value for (weight, _), (value, _) in zip(active, results))
+        loss = sum(weight * value for (weight, _), (value, _) in zip(active, results, strict=True))
         return loss, {name: x for _, info in results for name, x in info.items()}
 
     return objective

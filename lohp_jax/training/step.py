@@ -116,7 +116,8 @@ def draw_batches(
 
 def _signal_to_noise(grads: PyTree) -> jax.Array:
     """`[2, ...]` gradients of two half-batches -> |signal| / |noise| of their mean."""
-    first, second = (jax.tree.map(lambda g: g[i], grads) for i in (0, 1))
+    first = jax.tree.map(lambda g: g[0], grads)
+    second = jax.tree.map(lambda g: g[1], grads)
     signal = jnp.maximum(optax.tree.vdot(first, second), 0.0)
     difference = optax.tree.norm(optax.tree.sub(first, second))
     return jnp.sqrt(signal) / jnp.maximum(difference / 2, jnp.finfo(jnp.float32).tiny)

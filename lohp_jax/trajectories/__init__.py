@@ -1,0 +1,1 @@
+"""Offline trajectories: roll-out, matching, store."""

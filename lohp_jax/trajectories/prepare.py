@@ -20,7 +20,10 @@ def perturb(params: Params, key: jax.Array, scale: float) -> Params:
     """`params` plus independent Gaussian noise of standard deviation `scale`."""
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
-    noisy = [p + scale * jax.random.normal(k, p.shape, p.dtype) for p, k in zip(leaves, keys)]
+    noisy = [
+        p + scale * jax.random.normal(k, p.shape, p.dtype)
+        for p, k in zip(leaves, keys, strict=True)
+    ]
     return treedef.unflatten(noisy)
 
 

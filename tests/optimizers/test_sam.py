@@ -1,0 +1,114 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lohp_jax.optimizers import sam
+
+PARAMS = {"w": np.float32([1.0, -2.0, 0.3]), "b": np.float32(0.5)}
+
+
+def loss_fn(params):
+    return jnp.sum(params["w"] ** 4) / 4 + jnp.prod(params["w"]) * params["b"] + params["b"] ** 2
+
+
+def grad_fn(params, i):
+    del i
+    return jax.grad(loss_fn)(params)
+
+
+def gradient_oracle(params):
+    """The gradient of `loss_fn` by hand, in float64."""
+    w, b = params["w"], params["b"]
+    others = np.array([w[1] * w[2], w[0] * w[2], w[0] * w[1]])
+    return {"w": w**3 + b * others, "b": np.prod(w) + 2 * b}
+
+
+def sam_oracle(params, *, learning_rate, momentum, rho, num_steps):
+    """States of SAM around SGD with momentum, one gradient to climb and one to descend."""
+    params = jax.tree.map(np.float64, params)
+    trace = jax.tree.map(np.zeros_like, params)
+    states = [params]
+    for _ in range(num_steps):
+        gradient = gradient_oracle(params)
+        norm = np.sqrt(sum(np.sum(g**2) for g in gradient.values()))
+        climbed = {k: params[k] + rho * gradient[k] / norm for k in params}
+        descent = gradient_oracle(climbed)
+        trace = {k: descent[k] + momentum * trace[k] for k in params}
+        params = {k: params[k] - learning_rate * trace[k] for k in params}
+        states.append(params)
+    return states
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("momentum, rho", [(0.0, 0.05), (0.9, 0.5)])
+def test_states_are_those_of_sam_by_hand(momentum, rho, transform):
+    optimizer = sam(optax.sgd(0.03, momentum=momentum), rho)
+
+    @transform
+    def step(params, state):
+        updates, state = optimizer.update(grad_fn(params, 0), state, params, grad_fn=grad_fn)
+        return optax.apply_updates(params, updates), state
+
+    expected = sam_oracle(PARAMS, learning_rate=0.03, momentum=momentum, rho=rho, num_steps=5)
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for oracle in expected[1:]:
+        params, state = step(params, state)
+        chex.assert_trees_all_close(params, oracle, rtol=1e-5, atol=1e-6)
+
+
+def test_one_update_asks_for_one_more_gradient_at_distance_rho():
+    visited = []
+
+    def recording(params, i):
+        visited.append((params, i))
+        return grad_fn(params, i)
+
+    optimizer = sam(optax.sgd(0.03), rho=0.5)
+    gradient = grad_fn(PARAMS, 0)
+    optimizer.update(gradient, optimizer.init(PARAMS), PARAMS, grad_fn=recording)
+    ((climbed, i),) = visited
+    assert i == 0
+    move = jax.tree.map(lambda c, p: c - p, climbed, PARAMS)
+    np.testing.assert_allclose(optax.tree.norm(move), 0.5, rtol=1e-5)
+    along = optax.tree.vdot(move, gradient) / optax.tree.norm(gradient)
+    np.testing.assert_allclose(along, 0.5, rtol=1e-5)
+
+
+def test_a_zero_gradient_moves_nothing():
+    params = jax.tree.map(np.zeros_like, PARAMS)
+    optimizer = sam(optax.sgd(0.1))
+    updates, _ = optimizer.update(
+        grad_fn(params, 0), optimizer.init(params), params, grad_fn=grad_fn
+    )
+    chex.assert_trees_all_equal(optax.apply_updates(params, updates), params)
+
+
+def test_vmap_equals_a_loop():
+    optimizer = sam(optax.adam(0.1))
+
+    def step(params):
+        return optimizer.update(
+            grad_fn(params, 0), optimizer.init(params), params, grad_fn=grad_fn
+        )[0]
+
+    batch = jax.tree.map(lambda leaf: np.stack([leaf, 2 * leaf, leaf - 1]), PARAMS)
+    updates = jax.vmap(step)(batch)
+    for n in range(3):
+        one = jax.tree.map(lambda leaf, n=n: leaf[n], batch)
+        actual = jax.tree.map(lambda leaf, n=n: leaf[n], updates)
+        chex.assert_trees_all_close(actual, step(one), rtol=1e-5)
+
+
+@pytest.mark.parametrize("rho", [0.0, -0.1, float("nan")])
+def test_sam_rejects_a_rho_that_is_not_positive(rho):
+    with pytest.raises(ValueError, match=f"sam: rho must be positive, got {rho}"):
+        sam(optax.sgd(0.1), rho)
+
+
+def test_update_needs_a_gradient_function():
+    optimizer = sam(optax.sgd(0.1))
+    with pytest.raises(ValueError, match=r"sam: update needs grad_fn=\(params, i\) -> gradient"):
+        optimizer.update(grad_fn(PARAMS, 0), optimizer.init(PARAMS), PARAMS)
