@@ -27,7 +27,7 @@ from lohp_jax.training.problem import (
     make_objective,
     make_policy,
 )
-from lohp_jax.training.step import make_update
+from lohp_jax.training.step import TrainState, draw_batches, make_update, scan_updates
 from lohp_jax.trajectories.matching import match
 from lohp_jax.trajectories.prepare import prepare
 from lohp_jax.trajectories.rollout import rollout
@@ -71,7 +71,10 @@ __all__ = [
     "make_policy",
     "make_dataset",
     "make_objective",
+    "TrainState",
     "make_update",
+    "draw_batches",
+    "scan_updates",
     "compile_update",
     "train",
     # generation

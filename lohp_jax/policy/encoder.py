@@ -11,11 +11,13 @@ import jax.numpy as jnp
 class SetEncoder(hk.Module):
     """Support examples -> one embedding per label.
 
-    A label is known only by its examples, so that permuting the labels permutes the rows of the
-    result, and the order of the examples does not matter (Zaheer et al., 2017, Deep Sets).
+    Every example is assigned, softly, to learned codes; a label is described by the histogram of the
+    codes of its examples and by their mean image, beside those of all labels together. So permuting
+    the labels permutes the rows of the result, and the order of the examples does not matter
+    (Zaheer et al., 2017, Deep Sets).
 
     Attributes:
-      width: size of an embedding.
+      width: size of an embedding, and number of codes.
       num_classes: number of labels.
     """
 
@@ -29,14 +31,20 @@ class SetEncoder(hk.Module):
         A label without examples gets the embedding of an empty set; callers check for it.
         """
         pixels = hk.Flatten()(images)
-        features = hk.nets.MLP([2 * self.width, self.width], name="example")(pixels)
-        described = jnp.concatenate([features, pixels], axis=-1)
+        hidden = hk.nets.MLP([2 * self.width] * 2, activate_final=True, name="example")(pixels)
+        codes = jax.nn.softmax(4.0 * hk.Linear(self.width, name="codes")(hidden), axis=-1)
+        codes *= self.width  # 1 where all codes share an example evenly
         member = jax.nn.one_hot(labels, self.num_classes, dtype=pixels.dtype)
-        count = jnp.maximum(member.sum(axis=0), 1.0)
-        means = (member.T @ described) / count[:, None]
-        everything = jnp.broadcast_to(means.mean(axis=0, keepdims=True), means.shape)
-        normalise = hk.LayerNorm(axis=-1, create_scale=False, create_offset=False)
-        pooled = jnp.concatenate(
-            [normalise(x) for x in (means, means - everything, everything)], -1
-        )
-        return hk.nets.MLP([2 * self.width, self.width], name="label")(pooled)
+        share = member.T / jnp.maximum(member.sum(axis=0), 1.0)[:, None]
+        seen = [x for features in (codes, pixels) for x in _contrast(share @ features)]
+        return hk.nets.MLP([2 * self.width, self.width], name="label")(jnp.concatenate(seen, -1))
+
+
+def _contrast(means: jax.Array) -> list[jax.Array]:
+    """`[labels, C]` -> the same, its difference from the mean over labels, and that mean.
+
+    Each is normalised: tasks that differ by few examples differ little before.
+    """
+    everything = jnp.broadcast_to(means.mean(axis=0, keepdims=True), means.shape)
+    normalise = hk.LayerNorm(axis=-1, create_scale=False, create_offset=False)
+    return [normalise(x) for x in (means, means - everything, everything)]

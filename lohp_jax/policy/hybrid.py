@@ -11,6 +11,7 @@ on states near the stored ones (off-policy) and on states the policy reaches (on
 """
 
 import dataclasses
+import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -33,7 +34,7 @@ class HybridConfig:
     """P_B: the bridge of the tube, or the network's backward head (as published)."""
     per_dimension: bool = True
     """One residual per weight; False sums them over the weights, as published."""
-    start_std: float = 0.1
+    start_std: float = 0.3
     """Width of the prior over starts and of the tube at step 0."""
     end_std: float = 0.3
     """Width of the tube at step N."""
@@ -47,7 +48,7 @@ class HybridConfig:
     """Weight ratio between sub-trajectories one step apart in length."""
     off_policy: float = 1.0
     """Weight of the off-policy term."""
-    on_policy: float = 0.1
+    on_policy: float = 0.01
     """Weight of the on-policy term; 0 leaves its roll-out out of the computation."""
     coefficient_penalty: float = 1e-3
     """Weight of the mean square of the learned log-coefficients."""
@@ -215,7 +216,7 @@ def roll_out(
         heads = policy.network.heads(params, embedding, optimizer, index, state)
         if guidance:
             free = policy.network.heads(params, unconditional, optimizer, index, state)
-            heads = jax.tree.map(lambda h, f: h + guidance * (h - f), heads, free)
+            heads = heads._replace(drift=heads.drift + guidance * (heads.drift - free.drift))
         kernel = forward_kernel(policy, heads, index, state)
         drawn = gaussian.sample(step_key, kernel.mean, kernel.log_std, temperature)
         next_state = jnp.where(policy.codec.mask, drawn, 0.0)
@@ -238,13 +239,20 @@ def kernels_along(
 ) -> tuple[Kernel, Kernel]:
     """Forward and backward kernels of every step of `states` `[N + 1, length, channels]`.
 
-    One batched call of the network; kernels have a leading axis N.
+    One batched call of the network, and a second one for a learned P_B, which is given s_{m+1} and
+    must not see s_m; kernels have a leading axis N.
     """
     steps = jnp.arange(policy.num_steps)
-    heads = jax.vmap(policy.network.heads, (None, None, None, 0, 0))(
-        params, embedding, example.optimizer, steps, states[:-1]
-    )
+
+    def heads_at(states):
+        return jax.vmap(policy.network.heads, (None, None, None, 0, 0))(
+            params, embedding, example.optimizer, steps, states
+        )
+
+    heads = heads_at(states[:-1])
     forward = jax.vmap(lambda h, m, s: forward_kernel(policy, h, m, s))(heads, steps, states[:-1])
+    if policy.config.backward == "learned":
+        heads = heads_at(states[1:])
     backward = jax.vmap(lambda h, m, s, z, z_next: backward_kernel(policy, h, m, s, z, z_next))(
         heads, steps, states[1:], example.tokens[:-1], example.tokens[1:]
     )
@@ -252,43 +260,52 @@ def kernels_along(
 
 
 def residuals(
-    policy: Policy, params: dict, embedding: jax.Array, example: Example, states: jax.Array
+    policy: Policy,
+    params: dict,
+    example: Example,
+    states: jax.Array,
+    forward: Kernel,
+    backward: Kernel,
 ) -> jax.Array:
     """Balance residuals of every sub-trajectory of `states`.
+
+    Matched rewards make c_m R_m the tube, up to the learned coefficient; those of the literal form
+    have one width and no coefficient but the learned one.
+
+    Args:
+      policy: gives the widths, and the objective its form.
+      params: of the network, for the learned coefficient.
+      example: the stored trajectory.
+      states: `[N + 1, length, channels]`.
+      forward: P_F along the states, of `kernels_along`.
+      backward: P_B along the states.
 
     Returns: `[D or 1, N + 1, N + 1]`, D the number of weights.
     """
     config = policy.config
-    forward, backward = kernels_along(policy, params, embedding, example, states)
     ratio = gaussian.log_ratio_per_dimension(states[:-1], states[1:], *forward, *backward)
-    real = np.flatnonzero(policy.codec.mask)
-    ratio, path, offline = (x.reshape(len(x), -1)[:, real] for x in (ratio, states, example.tokens))
-    tau = widths(policy)
-    learned = policy.network.log_coefficient(params)
-    if config.per_dimension:
-        coefficient = learned + gaussian.tube_log_coefficient(tau)
-
-        def of_one(ratio, path, offline):
-            return balance.lohp_residuals(
-                ratio,
-                path[:, None],
-                offline[:, None],
-                coefficient,
-                variance=tau**2,
-                compression=1,
-                reward=config.reward,
-            )
-
-        return jax.vmap(of_one, in_axes=1)(ratio, path, offline)
-    return balance.lohp_residuals(
-        ratio.sum(axis=-1),
-        path,
-        offline,
-        learned,
-        variance=tau[-1] ** 2,
+    ratio, path, offline = (_weights(policy, x) for x in (ratio, states, example.tokens))
+    tau, coefficient = widths(policy), policy.network.log_coefficient(params)
+    if config.reward == "matched":
+        variance, num_summed = tau**2, 1 if config.per_dimension else path.shape[1]
+        coefficient += num_summed * gaussian.tube_log_coefficient(tau)
+    else:
+        variance = tau[-1] ** 2
+    of_states = functools.partial(
+        balance.lohp_residuals,
+        log_coefficient=coefficient,
+        variance=variance,
         compression=1,
         reward=config.reward,
-    )[None]
+    )
+    if not config.per_dimension:
+        return of_states(ratio.sum(axis=-1), path, offline)[None]
+    return jax.vmap(of_states, in_axes=(1, 2, 2))(ratio, path[:, None], offline[:, None])
+
+
+def _weights(policy: Policy, tokens: jax.Array) -> jax.Array:
+    """`[T, length, channels]` -> `[T, D]`, without the padding."""
+    return tokens.reshape(len(tokens), -1)[:, np.flatnonzero(policy.codec.mask)]
 
 
 def hybrid_loss(
@@ -297,31 +314,35 @@ def hybrid_loss(
     """The hybrid objective of one stored trajectory, off- plus on-policy.
 
     Returns: the loss (scalar) and diagnostics: `off_policy` and `on_policy` terms,
-      `residual_by_length` `[N]`, `log_std` (mean), `log_coefficient` `[N + 1]`, `progress` (distance
-      the policy's roll-out covers over that of the stored trajectory; NaN without on-policy term) and
-      `cosine` (of the two displacements).
+      `residual_by_length` `[N]`, `log_std` and `backward_log_std` `[N]` (of P_F and P_B, means over the
+      weights, off-policy), `log_coefficient` `[N + 1]` and, with an on-policy term, the `progress` and
+      `cosine` of the roll-out, see `displacement`.
     """
     config = policy.config
+    example = example._replace(tokens=jax.lax.stop_gradient(example.tokens))
     drop_key, tube_key, roll_key = jax.random.split(key, 3)
     embedding = embed(policy, params, example.context, drop_key)
 
     def term(states):
-        by_weight = residuals(policy, params, embedding, example, states)
+        kernels = kernels_along(policy, params, embedding, example, states)
+        by_weight = residuals(policy, params, example, states, *kernels)
         loss = jnp.mean(jax.vmap(lambda r: balance.lohp_loss(r, lambda_=config.lambda_))(by_weight))
-        return loss, by_weight
+        return loss, by_weight, kernels
 
-    off, off_residuals = term(tube_states(policy, example.tokens, tube_key))
+    off, off_residuals, off_kernels = term(tube_states(policy, example.tokens, tube_key))
     coefficient = policy.network.log_coefficient(params)
     info = {
         "off_policy": off,
         "residual_by_length": jax.vmap(balance.residual_by_length)(off_residuals).mean(axis=0),
         "log_coefficient": coefficient,
+        "log_std": _weights(policy, off_kernels[0].log_std).mean(axis=-1),
+        "backward_log_std": _weights(policy, off_kernels[1].log_std).mean(axis=-1),
     }
     loss = config.off_policy * off + config.coefficient_penalty * jnp.mean(coefficient**2)
     if config.on_policy:
         frozen = jax.lax.stop_gradient((params, embedding))
         states = roll_out(policy, *frozen, example.optimizer, roll_key, temperature=1.0)
-        on, _ = term(jax.lax.stop_gradient(states))
+        on, *_ = term(jax.lax.stop_gradient(states))
         loss += config.on_policy * on
         info |= {"on_policy": on} | displacement(states, example.tokens)
     return loss, info

@@ -91,11 +91,7 @@ def make_policy_network(
     """
     channels = codec.mask.shape[1]
     num_labels = max(1, codec.num_classes)
-    identity = (
-        start[codec.shared_length :].reshape(num_labels, -1)
-        if codec.num_classes
-        else jnp.zeros((1, 1))
-    )
+    identity = to_rows(codec, start)[:, codec.shared_length :].reshape(num_labels, -1)
     features = to_rows(codec, jnp.concatenate([jnp.asarray(codec.features), start], axis=-1))
 
     def encode(context, keep):
@@ -107,14 +103,11 @@ def make_policy_network(
     def heads(embedding, optimizer, step, state):
         style = hk.Embed(num_optimizers, config.embedding, name="optimizer")(optimizer)
         time = hk.Embed(num_steps, config.embedding, name="step")(step)
-        condition = embedding + (style + time)[None]
-        gain, offset = jnp.split(
-            hk.Linear(2 * config.embedding, name="label")(identity), 2, axis=-1
-        )
-        condition = condition * (1.0 + gain) + offset
-        condition = condition + jax.nn.silu(
-            hk.Linear(config.embedding, name="condition")(condition)
-        )
+        situation = jnp.broadcast_to(style + time, (num_labels, config.embedding))
+        situation = jnp.concatenate([situation, identity], axis=-1)
+        gain, offset = jnp.split(hk.Linear(2 * config.embedding)(situation), 2, axis=-1)
+        condition = embedding * (1.0 + gain) + offset
+        condition += jax.nn.silu(hk.Linear(config.embedding, name="condition")(condition))
         x = jnp.concatenate([to_rows(codec, state), features], axis=-1)
         trunk = TRUNKS[config.trunk](config.widths, 4 * channels, name="trunk")
         out = from_rows(codec, trunk(x, condition))

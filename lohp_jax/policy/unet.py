@@ -70,14 +70,15 @@ class UNet(hk.Module):
         h = hk.Linear(self.widths[0], name="tokens")(x) + position[None]
         h += lifted.reshape(rows, -1, self.widths[0])
         skips = []
-        for width in self.widths[:-1]:
-            h = Block(width, name=f"down_{width}")(h, condition)
+        levels = list(enumerate(self.widths[:-1]))
+        for level, width in levels:
+            h = Block(width, name=f"down_{level}")(h, condition)
             skips.append(h)
             h = h.reshape(rows, h.shape[1] // 2, 2 * width)
         h = Block(self.widths[-1], name="middle")(h, condition)
-        for width in reversed(self.widths[:-1]):
-            h = hk.Linear(2 * width, name=f"expand_{width}")(h).reshape(rows, -1, width)
-            h = Block(width, name=f"up_{width}")(jnp.concatenate([h, skips.pop()], -1), condition)
+        for level, width in reversed(levels):
+            h = hk.Linear(2 * width, name=f"expand_{level}")(h).reshape(rows, -1, width)
+            h = Block(width, name=f"up_{level}")(jnp.concatenate([h, skips.pop()], -1), condition)
         out = hk.Linear(self.channels, w_init=jnp.zeros, name="output")(jax.nn.silu(h))
         return out[:, :length]
 

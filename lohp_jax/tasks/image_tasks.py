@@ -4,6 +4,7 @@ A task picks classes of the image set and gives each a label. Its data are indic
 integers), the images stay in one shared array: a million tasks cost no more than one.
 """
 
+import functools
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -67,20 +68,17 @@ def image_family(
     num_labels = int(tables["train"].labels.max()) + 1
     net = make_network(network, images.train.shape[2:], num_labels)
 
-    def deal(key, data):
-        return _draw_support(key, data["labels"], per_class, num_labels=num_labels, shots=shots)
+    deal = functools.partial(_draw_support, per_class=per_class, num_labels=num_labels, shots=shots)
 
     def sample(key, split="train"):
         if split not in tables:
             raise ValueError(f"sample: split must be one of {sorted(tables)}, got {split!r}.")
         row_key, name_key, support_key = jax.random.split(key, 3)
-        classes, labels = map(jnp.asarray, tables[split])
-        row = jax.random.randint(row_key, (), 0, len(classes))
-        names = jax.random.permutation(name_key, num_labels)
-        data = {"classes": classes[row], "labels": names[labels[row]]}
-        if teacher_data == "support":
-            data["support"] = deal(support_key, data)
-        return data
+        row = jax.random.randint(row_key, (), 0, len(tables[split].classes))
+        classes, labels = (jnp.asarray(column)[row] for column in tables[split])
+        labels = jax.random.permutation(name_key, num_labels)[labels]
+        support = {"support": deal(support_key, labels)} if teacher_data == "support" else {}
+        return {"classes": classes, "labels": labels, **support}
 
     def loss(params, data, key):
         count = data["classes"].shape[0] * per_class
@@ -94,11 +92,11 @@ def image_family(
         index = jnp.arange(data["classes"].shape[0] * images.query.shape[1])
         batch, labels = _gather(images.query, data, index)
         logits = net.apply(params, batch)
-        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
-        return {"accuracy": accuracy, "loss": _cross_entropy(logits, labels)}
+        hits = jnp.argmax(logits, axis=-1) == labels
+        return {"accuracy": jnp.mean(hits), "loss": _cross_entropy(logits, labels)}
 
     def context(data, key):
-        index = data["support"] if teacher_data == "support" else deal(key, data)
+        index = data["support"] if teacher_data == "support" else deal(key, data["labels"])
         batch, labels = _gather(images.train, data, index)
         return {"images": batch, "labels": labels}
 
@@ -134,7 +132,7 @@ def _check_options(teacher_data: str, shots: int, per_class: int, batch_size: in
 
 
 def _draw_support(
-    key: jax.Array, labels: jax.Array, per_class: int, *, num_labels: int, shots: int
+    key: jax.Array, labels: jax.Array, *, per_class: int, num_labels: int, shots: int
 ) -> jax.Array:
     """Draws `shots` images of each label without replacement.
 

@@ -20,7 +20,7 @@ def n_way_tables(
     Args:
       num_classes: classes of the image set.
       way: classes of a task.
-      holdout: "tasks": a quarter of all class combinations is held out, every class is seen in
+      holdout: "tasks": a fifth of all class combinations is held out, every class is seen in
         training in other combinations; "classes": three in ten classes never occur in training, and
         every held-out task uses as many of them as it can.
       seed: picks what is held out.

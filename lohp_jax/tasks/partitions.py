@@ -21,7 +21,7 @@ def partition_tables(
 
     Args:
       num_classes: classes of the image set, 3 to 16.
-      holdout: "tasks": a quarter of the complement pairs is held out; "classes": three in ten
+      holdout: "tasks": a fifth of the complement pairs is held out; "classes": three in ten
         classes never occur in training; a held-out task partitions them together with as many seen
         ones as make up the number of classes of a training task.
       seed: picks what is held out.

@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 
 Holdout = Literal["tasks", "classes"]
-HELD_OUT_FRACTION = 0.25
+HELD_OUT_FRACTION = 0.2
 _UNSEEN_CLASSES = 0.3
 
 

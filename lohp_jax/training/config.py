@@ -5,10 +5,13 @@ The command line derives from them; `to_json` and `from_json` carry them to disk
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
+from collections.abc import Iterable
 from typing import Any, Literal
 
+from lohp_jax.optimizers import make_optimizer
 from lohp_jax.policy.hybrid import HybridConfig
 from lohp_jax.policy.network import NetworkConfig
 from lohp_jax.trajectories.matching import Matching
@@ -17,6 +20,16 @@ from lohp_jax.trajectories.matching import Matching
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+
+def _finite(name: str, value: float, *, zero: bool) -> None:
+    if not (0 <= value < math.inf) or (value == 0 and not zero):
+        wanted = "finite and not negative" if zero else "finite and positive"
+        raise ValueError(f"{name} must be {wanted}, got {value}.")
+
+
+def _nearest(name: str, options: Iterable[str]) -> str:
+    return difflib.get_close_matches(name, options, 1, 0)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +71,13 @@ class PrepareConfig:
         _at_least("num_tasks", self.num_tasks, 2)
         if self.num_steps is not None:
             _at_least("num_steps", self.num_steps, 1)
-        if self.start_noise < 0:
-            raise ValueError(f"start_noise must not be negative, got {self.start_noise}.")
+        if self.optimizers is not None:
+            _at_least("the number of optimizers", len(self.optimizers), 1)
+            for name in self.optimizers:
+                make_optimizer(name)  # raises for one that does not exist
+        if self.start not in ("shared", "independent"):
+            raise ValueError(f"start must be 'shared' or 'independent', got {self.start!r}.")
+        _finite("start_noise", self.start_noise, zero=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,13 +114,10 @@ class TrainingConfig:
                 _at_least(name, getattr(self, name), 1)
         if self.batch_size < 2 or self.batch_size % 2:
             raise ValueError(f"batch_size must be even and at least 2, got {self.batch_size}.")
-        if not self.learning_rate > 0 or not self.clip_norm > 0:
-            raise ValueError(
-                "learning_rate and clip_norm must be positive, got "
-                f"{self.learning_rate} and {self.clip_norm}."
-            )
-        if min(self.anchor, self.consolidation) < 0:
-            raise ValueError("anchor and consolidation must not be negative.")
+        for name in ("learning_rate", "clip_norm"):
+            _finite(name, getattr(self, name), zero=False)
+        for name in ("anchor", "consolidation"):
+            _finite(name, getattr(self, name), zero=True)
         if self.checkpoint_every % self.log_every:
             raise ValueError(
                 f"checkpoint_every must be a multiple of log_every={self.log_every}, "
@@ -156,14 +171,17 @@ class RunConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def __post_init__(self):
-        if "lohp" not in self.methods:
-            raise ValueError(f"methods must include 'lohp', got {self.methods}.")
+        _at_least("seed", self.seed, 0)
         for method in self.methods:
             if method not in METHODS:
                 raise ValueError(
                     f"methods must be among {METHODS}, got {method!r}; "
-                    f"did you mean {difflib.get_close_matches(method, METHODS, 1, 0)[0]!r}?"
+                    f"did you mean {_nearest(method, METHODS)!r}?"
                 )
+        if "lohp" not in self.methods or len(set(self.methods)) < len(self.methods):
+            raise ValueError(
+                f"methods must include 'lohp' and none of them twice, got {self.methods}."
+            )
 
 
 _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -187,10 +205,9 @@ def resolve(config: RunConfig) -> RunConfig:
       the number of steps (with those that do).
     """
     if config.family not in _DEFAULTS:
-        nearest = difflib.get_close_matches(config.family, _DEFAULTS, 1, 0)[0]
         raise ValueError(
             f"family must be one of {sorted(_DEFAULTS)}, got {config.family!r}; "
-            f"did you mean {nearest!r}?"
+            f"did you mean {_nearest(config.family, _DEFAULTS)!r}?"
         )
     filled = {}
     for group, values in _DEFAULTS[config.family].items():
@@ -216,37 +233,44 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 def from_json(values: dict[str, Any], kind: type = RunConfig, path: str = "config") -> Any:
     """Builds a config from nested dicts, as `to_json` makes them.
 
-    Raises: ValueError for a field that does not exist (with the nearest one) or has a value of the
-      wrong type.
+    Args:
+      values: of the fields; those left out take their defaults.
+      kind: the dataclass to build.
+      path: what messages call it.
+
+    Raises: ValueError for a field that does not exist (with the nearest one), or a value of the wrong
+      type or out of range.
     """
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a group of fields, got {values!r}.")
     hints = typing.get_type_hints(kind)
     arguments = {}
     for name, value in values.items():
         if name not in hints:
-            nearest = difflib.get_close_matches(name, hints, 1, 0)[0]
+            nearest = _nearest(name, hints)
             raise ValueError(f"{path}: unknown field {name!r}; did you mean {nearest!r}?")
         arguments[name] = _convert(value, hints[name], f"{path}.{name}")
     return kind(**arguments)
 
 
 def _convert(value: Any, hint: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise ValueError(f"{path}: expected a group of fields, got {value!r}.")
-        return from_json(value, hint, path)
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+    """`value` as `hint` has it: a dataclass, Literal, `tuple[X, ...]`, str, bool, int or float."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):  # of a type and None
         if value is None:
             return None
         hint = next(h for h in typing.get_args(hint) if h is not types.NoneType)
+    if dataclasses.is_dataclass(hint):
+        return from_json(value, hint, path)
     if typing.get_origin(hint) is Literal:
         if value not in typing.get_args(hint):
             raise ValueError(f"{path}: expected one of {typing.get_args(hint)}, got {value!r}.")
         return value
-    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{path}: expected a list, got {value!r}.")
         item = typing.get_args(hint)[0]
         return tuple(_convert(v, item, f"{path}[{i}]") for i, v in enumerate(value))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+    accepted = (int, float) if hint is float else hint
+    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise ValueError(f"{path}: expected {hint.__name__}, got {value!r}.")
-    return value
+    return hint(value)

@@ -90,7 +90,7 @@ def test_class_axes_are_those_of_the_head(name):
     assert all(axis == -1 for axis in jax.tree.leaves({**class_axes, "head": {}}))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["linear", "mlp"])
 def test_init_depends_on_the_key_except_for_a_linear_head(name):
     network = make_network(name, SHAPE, NUM_CLASSES)
     first, again, other = (jax.jit(network.init)(jax.random.key(seed)) for seed in (0, 0, 1))

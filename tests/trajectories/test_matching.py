@@ -73,7 +73,7 @@ def test_match_equals_its_definition(how, num_states):
         np.testing.assert_array_equal(indices, expected)
 
 
-@pytest.mark.parametrize("num_steps, k", [(6, 1), (6, 2), (24, 8), (120, 4), (1000, 10), (7, 7)])
+@pytest.mark.parametrize("num_steps, k", [(6, 1), (24, 8), (1000, 10)])
 def test_uniform_takes_every_kth_state_where_k_divides(num_steps, k):
     indices = match(random_walk(num_steps=num_steps), num_steps // k + 1)
     np.testing.assert_array_equal(indices, np.arange(0, num_steps + 1, k))

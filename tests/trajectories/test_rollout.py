@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -5,11 +7,12 @@ import numpy as np
 import optax
 import pytest
 
-from lohp_jax.optimizers import OPTIMIZERS, make_optimizer, sam
+from lohp_jax.optimizers import make_optimizer, sam
 from lohp_jax.tasks import make_family
 from lohp_jax.trajectories.rollout import diverged, rollout
 from lohp_jax.types import TaskFamily, Trajectory
 
+KEY = jax.random.key(0)
 PARAMS = {"w": np.float32([1.0, -2.0, 0.5]), "b": np.float32(0.5)}
 TARGET = np.float32([0.3, 0.1, -0.7])
 
@@ -78,18 +81,13 @@ def test_rollout_equals_a_loop_of_steps(name, expected, transform):
     assert trajectory.optimizer is None
 
 
-KEY = jax.random.key(0)
-
-
-@pytest.mark.parametrize("record_every", [1, 2, 3, 6])
-def test_record_every_keeps_every_nth_state_and_its_loss(record_every):
-    optimizer = optax.adam(0.1)
-    run = jax.jit(rollout, static_argnums=(0, 1), static_argnames=("num_steps", "record_every"))
+def test_record_every_keeps_every_nth_state_and_its_loss():
     family = family_of(noisy_loss)
-    whole = run(family, optimizer, TARGET, PARAMS, KEY, num_steps=6)
-    kept = run(family, optimizer, TARGET, PARAMS, KEY, num_steps=6, record_every=record_every)
-    expected = jax.tree.map(lambda leaf: leaf[::record_every], whole)
-    chex.assert_trees_all_close(kept, expected, rtol=1e-6)
+    run = functools.partial(rollout, family, optax.sgd(0.02), TARGET, PARAMS, KEY, num_steps=6)
+    whole = run()
+    for record_every in (2, 3, 6):
+        expected = jax.tree.map(lambda leaf, n=record_every: leaf[::n], whole)
+        chex.assert_trees_all_close(run(record_every=record_every), expected, rtol=1e-6)
 
 
 def test_every_step_has_noise_of_its_own_shared_by_its_loss_and_gradient():
@@ -154,7 +152,7 @@ def test_double_precision_is_kept():
         assert {leaf.dtype for leaf in jax.tree.leaves(trajectory)} == {np.dtype(np.float64)}
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["sgd", "adam", "sam"])
 def test_default_learning_rates_solve_digits(name):
     family = make_family("digits_5way")
     theta_0 = family.init(KEY)
