@@ -4,13 +4,18 @@ Everything that is printed is printed here: progress on standard error, results 
 """
 
 import contextlib
+import functools
 import json
+import os
 import pathlib
-from collections.abc import Iterator
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
+import rich.box
 import rich.console
 import rich.progress
 import rich.table
@@ -22,19 +27,22 @@ from lohp_jax.evaluation.scores import accuracies, draw_tasks
 from lohp_jax.generation import generate as generate_weights
 from lohp_jax.generation import load
 from lohp_jax.tasks import FAMILIES
-from lohp_jax.training.config import METHODS, RunConfig
+from lohp_jax.training.config import METHODS, RunConfig, resolve
 from lohp_jax.training.distributed import Strategy
-from lohp_jax.training.loop import DivergedError, Progress
+from lohp_jax.training.loop import DivergedError, Progress, num_updates
 from lohp_jax.training.problem import family_of
+from lohp_jax.trajectories.store import Store
 
 Config = Annotated[RunConfig, tyro.conf.arg(name="")]
 Method = Literal[METHODS]
 
-app = tyro.extras.SubcommandApp()
 _errors = rich.console.Console(stderr=True)
 
 
-@app.command
+class UsageError(Exception):
+    """What the user asked for makes no sense; nothing was changed."""
+
+
 def run(
     config: Config,
     out: pathlib.Path | None = None,
@@ -47,20 +55,22 @@ def run(
     Args:
         config: settings of the run.
         out: run directory; unset for runs/FAMILY-SEED.
-        resume: continue the run that is in the directory.
+        resume: continue the run that is in the directory, if there is one.
         strategy: one device, or every batch shared among all of them.
         json: print the results as JSON.
     """
     out = out or _default_directory(config)
     config = _open(out, config, resume)
     _prepare(out, config)
-    for method in config.methods:
+    for method in sorted(config.methods, key=METHODS.index):  # consolidation starts from lohp
         _train(out, config, method, strategy)
-    _evaluate(out, config, json)
-    _report(out, json)
+    results = _evaluate(out, config)
+    path = write_report(out)
+    _print_results(results, json)
+    if not json:
+        print(f"report: {path}")
 
 
-@app.command
 def prepare(
     config: Config, out: pathlib.Path | None = None, resume: bool = False, json: bool = False
 ) -> None:
@@ -69,7 +79,7 @@ def prepare(
     Args:
         config: settings of the run.
         out: run directory; unset for runs/FAMILY-SEED.
-        resume: continue the preparation that is in the directory.
+        resume: continue the run that is in the directory, if there is one.
         json: print a summary as JSON.
     """
     out = out or _default_directory(config)
@@ -78,7 +88,6 @@ def prepare(
     _print(summary, json)
 
 
-@app.command
 def train(
     out: pathlib.Path,
     method: Method = "lohp",
@@ -91,21 +100,20 @@ def train(
     Args:
         out: run directory of `lohp prepare`.
         method: what to train.
-        resume: continue from the newest checkpoint.
+        resume: continue from the newest checkpoint, if there is one.
         strategy: one device, or every batch shared among all of them.
         json: print a summary as JSON.
     """
     config = runs.open_run(out)
-    if not resume and runs.trained_steps(out, method):
-        raise FileExistsError(
-            f"{out} holds {runs.trained_steps(out, method)} updates of {method}; "
-            "continue them with --resume, or choose another --out."
+    if not resume and (done := runs.trained_steps(out, method)):
+        raise UsageError(
+            f"{out} holds {done} updates of {method}; continue them with --resume, "
+            "or choose another --out."
         )
     _train(out, config, method, strategy)
     _print({"out": str(out), "method": method, "updates": runs.trained_steps(out, method)}, json)
 
 
-@app.command
 def generate(
     out: pathlib.Path,
     weights: pathlib.Path,
@@ -122,8 +130,8 @@ def generate(
     Args:
         out: run directory with a trained method.
         weights: file to write, safetensors; every array has a leading axis of samples.
-        support: .npz file with `images` [n, height, width, channels] in [0, 1] and `labels` [n];
-            unset for a held-out task, whose accuracy is then printed.
+        support: .npz file with `images` [n, height, width, channels], floating-point in [0, 1], and
+            integer `labels` [n]; unset for a held-out task, whose accuracy is then printed.
         method: which trained method.
         num_samples: independent samples.
         temperature: factor of the policy's standard deviations; 0 follows its means.
@@ -133,16 +141,18 @@ def generate(
     """
     generator = load(out, method)
     family = family_of(generator.config)
-    key = jax.random.key(seed)
-    tasks = None
-    if support is None:
-        tasks = draw_tasks(family, key, 1, "held_out")
-        context = jax.tree.map(lambda leaf: leaf[0], tasks.contexts)
-    else:
-        context = _read_support(support)
-    made = generate_weights(
-        generator, context, key, num_samples=num_samples, temperature=temperature, guidance=guidance
-    )
+    task_key, key = jax.random.split(jax.random.key(seed))
+    tasks = draw_tasks(family, task_key, 1, "held_out") if support is None else None
+    context = _read_support(support) if tasks is None else _first(tasks.contexts)
+    with _usage_errors():
+        made = generate_weights(
+            generator,
+            context,
+            key,
+            num_samples=num_samples,
+            temperature=temperature,
+            guidance=guidance,
+        )
     runs.write_weights(weights, made)
     summary: dict[str, Any] = {"weights": str(weights), "num_samples": num_samples}
     if tasks is not None:
@@ -151,18 +161,16 @@ def generate(
     _print(summary, json)
 
 
-@app.command
 def evaluate(out: pathlib.Path, json: bool = False) -> None:
-    """Stage 4: score every method on held-out tasks and write results.json.
+    """Stage 4: score every trained method on held-out tasks and write results.json.
 
     Args:
         out: run directory with the methods of its config trained.
         json: print the results as JSON.
     """
-    _evaluate(out, runs.open_run(out), json)
+    _print_results(_evaluate(out, runs.open_run(out)), json)
 
 
-@app.command
 def report(out: pathlib.Path, json: bool = False) -> None:
     """Stage 5: write report.html from the results.
 
@@ -170,43 +178,98 @@ def report(out: pathlib.Path, json: bool = False) -> None:
         out: run directory that was evaluated.
         json: print the path as JSON.
     """
-    _report(out, json)
+    _print({"report": str(write_report(out))}, json)
 
 
-@app.command
 def tasks(json: bool = False) -> None:
-    """List the task families.
+    """List the task families and their default settings.
 
     Args:
         json: print them as JSON.
     """
-    families = {name: tables.__doc__.partition("\n")[0] for name, tables in FAMILIES.items()}
-    _print(families, json)
+    families = {name: _describe(name) for name in FAMILIES}
+    if json:
+        _print(families, json)
+        return
+    for name, description in families.items():
+        print(name)
+        _print({f"    {field}": value for field, value in description.items()}, json)
 
 
-def main(arguments: list[str] | None = None) -> int:
+COMMANDS = {
+    command.__name__: command
+    for command in (run, prepare, train, generate, evaluate, report, tasks)
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Returns: 0; 1 if the command failed or was interrupted; 2 for bad usage.
     """
     try:
-        app.cli(prog="lohp", args=arguments)
+        command = _parse(sys.argv[1:] if arguments is None else arguments)
+        command()
     except SystemExit as stop:  # of the parser: 0 after --help, 2 after a bad flag
         return int(stop.code or 0)
     except KeyboardInterrupt:
-        _errors.print("lohp: interrupted; what was done is saved, go on with --resume.")
+        return _fail(
+            "interrupted; what was finished is saved. Go on with the same command "
+            "(run, prepare and train: with --resume).",
+            1,
+        )
+    except BrokenPipeError:  # whoever read our output, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except UsageError as error:
-        _errors.print(f"lohp: {error}", style="red", markup=False, highlight=False)
-        return 2
+        return _fail(str(error), 2)
     except (ValueError, OSError, DivergedError) as error:
-        _errors.print(f"lohp: {error}", style="red", markup=False, highlight=False)
-        return 1
+        return _fail(str(error), 1)
     return 0
 
 
-class UsageError(Exception):
-    """What the user asked for makes no sense; nothing was started."""
+def _parse(arguments: Sequence[str]) -> Callable[[], None]:
+    """The command that the arguments ask for, not yet run.
+
+    A command is parsed on its own where it is known: messages then name only what belongs to it.
+    """
+    commands = {name: _deferred(command) for name, command in COMMANDS.items()}
+    markers = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+    with _usage_errors():
+        if arguments and arguments[0] in commands:
+            name, *rest = arguments
+            return tyro.cli(commands[name], prog=f"lohp {name}", args=rest, config=markers)
+        return tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="lohp",
+            description="Generate the weights of neural networks instead of training them.",
+            args=arguments,
+            config=markers,
+        )
+
+
+def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """`command` that only remembers its arguments, so that parsing and running fail apart."""
+
+    @functools.wraps(command)
+    def remember(*args, **kwargs):
+        return functools.partial(command, *args, **kwargs)
+
+    return remember
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Around what looks at the user's input only: its ValueErrors are bad usage."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _fail(message: str, code: int) -> int:
+    _errors.print(f"lohp: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    return code
 
 
 def _default_directory(config: RunConfig) -> pathlib.Path:
@@ -214,51 +277,56 @@ def _default_directory(config: RunConfig) -> pathlib.Path:
 
 
 def _open(out: pathlib.Path, config: RunConfig, resume: bool) -> RunConfig:
-    """The resolved config of a run; `--resume` alone takes up the stored one."""
-    exists = (out / "config.json").exists()
-    if exists and not resume:
-        raise UsageError(f"{out} holds a run; continue it with --resume, or choose another --out.")
-    if exists and config == RunConfig():
-        return runs.open_run(out)
-    try:
+    """The resolved config of a new run, or of the one to resume; no options take up the stored ones."""
+    if (out / "config.json").exists():
+        if not resume:
+            raise UsageError(
+                f"{out} holds a run; continue it with --resume, or choose another --out."
+            )
+        stored = runs.open_run(out)
+        if config == RunConfig():
+            return stored
+    with _usage_errors():
         return runs.open_run(out, config)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
-def _prepare(out: pathlib.Path, config: RunConfig):
-    with _progress() as progress:
-        task = progress.add_task("prepare", total=None, unit="trajectories", text="")
-        return runs.prepare_run(
-            out, config, lambda done, total: progress.update(task, completed=done, total=total)
-        )
+def _prepare(out: pathlib.Path, config: RunConfig) -> Store:
+    total = config.prepare.num_tasks * len(config.prepare.optimizers)
+    with _progress("prepare", total, "trajectories") as update:
+        return runs.prepare_run(out, config, lambda done, total: update(completed=done))
 
 
 def _train(out: pathlib.Path, config: RunConfig, method: str, strategy: Strategy) -> None:
-    with _progress() as progress:
-        task = progress.add_task(f"train {method}", total=None, unit="updates", text="")
+    def show(at: Progress) -> None:
+        text = f"loss {at.metrics['loss']:.4g}"
+        if "progress" in at.metrics:
+            text += f"  progress {at.metrics['progress']:.2f}"
+            text += "  frozen" if at.metrics["frozen"] else ""
+        update(completed=at.step, text=text)
 
-        def show(at: Progress) -> None:
-            text = f"loss {at.metrics['loss']:.4g}"
-            if "progress" in at.metrics:
-                text += f"  progress {at.metrics['progress']:.2f}"
-            progress.update(task, completed=at.step, total=at.updates, text=text)
-
+    with _progress(f"train {method}", num_updates(config, method), "compiling") as update:
         runs.train_run(out, config, method, strategy=strategy, on_progress=show)
 
 
-def _evaluate(out: pathlib.Path, config: RunConfig, as_json: bool) -> None:
-    with _progress() as progress:
-        task = progress.add_task("evaluate", total=None, unit="", text="")
+def _evaluate(out: pathlib.Path, config: RunConfig) -> dict[str, Any]:
+    with _progress("evaluate", None, "") as update:
         results = runs.evaluate_run(
-            out, config, lambda method: progress.update(task, description=f"evaluate {method}")
+            out,
+            config,
+            lambda method, done, total: update(completed=done, total=total, text=method),
         )
+        update(completed=len(results["rows"]), text="")
+    return results
+
+
+def _print_results(results: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(results))
         return
-    table = rich.table.Table(title=f"{results['family']}, held-out tasks")
-    for column in ("method", "accuracy", "worst task", "gradients", "ms per network"):
-        table.add_column(column, justify="left" if column == "method" else "right")
+    title = f"{results['family']}, {results['rows'][0]['num_tasks']} held-out tasks"
+    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD)
+    for column in ("method", "accuracy", "worst task", "gradients", "ms each"):
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for row in sorted(results["rows"], key=lambda row: -row["accuracy"]):
         latency = row["latency_ms_p50"]
         table.add_row(
@@ -271,43 +339,62 @@ def _evaluate(out: pathlib.Path, config: RunConfig, as_json: bool) -> None:
     rich.console.Console().print(table)
 
 
-def _report(out: pathlib.Path, as_json: bool) -> None:
-    path = write_report(out)
-    if not as_json:
-        print(f"report: {path}")
+def _describe(family: str) -> dict[str, Any]:
+    config = resolve(RunConfig(family=family))
+    return {
+        "tasks": FAMILIES[family].__doc__.partition("\n")[0],
+        "network": config.tasks.network,
+        "shots": config.tasks.shots,
+        "optimizers": list(config.prepare.optimizers),
+        "num_steps": config.prepare.num_steps,
+        "compression": config.training.compression,
+    }
 
 
 def _read_support(path: pathlib.Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        missing = {"images", "labels"} - set(file.files)
-        if missing:
-            raise ValueError(
-                f"{path}: expected arrays images and labels, got {sorted(file.files)}."
-            )
-        return {"images": file["images"].astype(np.float32), "labels": file["labels"]}
+    with path.open("rb") as stream:
+        if not zipfile.is_zipfile(stream):
+            raise UsageError(f"{path}: expected an .npz file, as numpy.savez writes it.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("images", "labels") if name in file}
+            found = sorted(file.files)
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path}: expected numeric arrays images and labels; {error}.") from error
+    if len(arrays) < 2:
+        raise UsageError(f"{path}: expected arrays images and labels, got {found}.")
+    if arrays["images"].dtype.kind == "f":
+        arrays["images"] = arrays["images"].astype(np.float32)
+    return arrays
+
+
+def _first(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[0], tree)
 
 
 def _print(values: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(values))
-    else:
-        for name, value in values.items():
-            print(f"{name}: {value}")
+        return
+    for name, value in values.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else value
+        print(f"{name}: {text}")
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[rich.progress.Progress]:
-    """A line on standard error with what is done, the rate and the time left."""
+def _progress(description: str, total: int | None, text: str) -> Iterator[Callable[..., None]]:
+    """A line on standard error: what is done, the rate, the time left, and a text that changes."""
     columns = (
         rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.TextColumn("{task.completed:.0f}/{task.total} {task.fields[unit]}"),
+        rich.progress.BarColumn(bar_width=None, table_column=rich.table.Column(ratio=1)),
+        rich.progress.MofNCompleteColumn(),
         _Rate(),
-        rich.progress.TimeRemainingColumn(),
-        rich.progress.TextColumn("{task.fields[text]}"),
+        rich.progress.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        rich.progress.TextColumn("{task.fields[text]}", markup=False),
     )
-    with rich.progress.Progress(*columns, console=_errors) as progress:
-        yield progress
+    with rich.progress.Progress(*columns, console=_errors, expand=True) as progress:
+        task = progress.add_task(description, total=total, text=text)
+        yield functools.partial(progress.update, task)
 
 
 class _Rate(rich.progress.ProgressColumn):
@@ -315,4 +402,5 @@ class _Rate(rich.progress.ProgressColumn):
 
     def render(self, task: rich.progress.Task) -> str:
         """The rate, or nothing before the first is known."""
-        return f"{task.speed:.1f}/s" if task.speed else ""
+        speed = task.finished_speed or task.speed
+        return f"{speed:.1f}/s" if speed else ""

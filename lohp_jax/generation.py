@@ -1,14 +1,14 @@
 """From what may be seen of a task to weights: roll-outs, samples, and generators from disk."""
 
 import functools
+import math
 import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from lohp_jax.baselines.features import class_means, relabel
+from lohp_jax.baselines.features import check_context, class_means, relabel
 from lohp_jax.policy.hybrid import Policy, roll_out
 from lohp_jax.training import checkpoint
 from lohp_jax.training.config import RunConfig, from_json, resolve
@@ -46,10 +46,12 @@ def generate(
     Returns: pytree of weights with leading axis `num_samples`.
 
     Raises: ValueError for a context that does not fit the generator, holds NaN or lacks a label, or
-      for a bad `num_samples`, `temperature` or `num_steps`.
+      for a bad `num_samples`, `temperature`, `num_steps` or `guidance`.
     """
     if num_samples < 1:
         raise ValueError(f"generate: num_samples must be at least 1, got {num_samples}.")
+    if not math.isfinite(guidance):
+        raise ValueError(f"generate: guidance must be finite, got {guidance}.")
     concrete = not any(
         isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((context, temperature))
     )
@@ -143,39 +145,6 @@ def image_shape(family: TaskFamily) -> tuple[int, ...]:
     """(height, width, channels) of the images in a family's contexts."""
     key = jax.random.key(0)
     return jax.eval_shape(lambda: family.context(family.sample(key), key))["images"].shape[1:]
-
-
-def check_context(context: PyTree, *, num_classes: int, image_shape: tuple[int, ...]) -> None:
-    """Refuses a context that a generator of image classifiers cannot use.
-
-    Raises: ValueError that says what was expected, what came and what to do.
-    """
-    if not isinstance(context, dict) or not {"images", "labels"} <= context.keys():
-        raise ValueError(
-            "generate: expected a context {'images': ..., 'labels': ...}, got "
-            f"{sorted(context) if isinstance(context, dict) else type(context).__name__}."
-        )
-    images, labels = np.asarray(context["images"]), np.asarray(context["labels"])
-    if images.ndim != 4 or images.shape[1:] != image_shape:
-        raise ValueError(
-            f"generate: expected images of shape [n, {', '.join(map(str, image_shape))}], "
-            f"got {list(images.shape)}."
-        )
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"generate: expected {len(images)} integer labels, got {labels.dtype}{list(labels.shape)}."
-        )
-    if not np.issubdtype(images.dtype, np.floating) or not np.isfinite(images).all():
-        raise ValueError(
-            f"generate: expected finite floating-point images in [0, 1], got {images.dtype}"
-            f"{'' if images.dtype.kind != 'f' else ' with NaN or infinity'}."
-        )
-    wanted, got = set(range(num_classes)), set(labels.tolist())
-    if got != wanted:
-        raise ValueError(
-            f"generate: expected examples of every label 0..{num_classes - 1} and no other; "
-            f"missing {sorted(wanted - got)}, unknown {sorted(got - wanted)}."
-        )
 
 
 def load(directory: str | pathlib.Path, method: str = "lohp") -> Generator:

@@ -24,9 +24,9 @@ from lohp_jax.evaluation.figures import figures
 from lohp_jax.evaluation.honesty import honesty
 from lohp_jax.generation import load
 from lohp_jax.training import checkpoint
-from lohp_jax.training.config import RunConfig, from_json, resolve, to_json
+from lohp_jax.training.config import METHODS, RunConfig, from_json, resolve, to_json
 from lohp_jax.training.distributed import Strategy
-from lohp_jax.training.loop import Progress, train
+from lohp_jax.training.loop import Progress, num_updates, train
 from lohp_jax.training.problem import (
     Dataset,
     Frame,
@@ -42,6 +42,7 @@ from lohp_jax.types import Generator, Params, TaskFamily, Trajectory
 SCHEMA = 1
 _TUNING_TASKS = 64
 _SUPPORT_DRAWS = 4
+_CLOSED_FORM = ("nearest_task", "ridge")
 _VERSIONS = ("lohp_jax", "jax", "jaxlib", "dm-haiku", "optax", "numpy")
 
 
@@ -50,8 +51,9 @@ def open_run(directory: str | os.PathLike, config: RunConfig | None = None) -> R
 
     Returns: the resolved config.
 
-    Raises: FileNotFoundError if there is no run and no config; ValueError if there is a run with
-      another config (with the first field that differs), or its config does not read.
+    Raises: FileNotFoundError if there is no run and no config; ValueError if the config makes no sense,
+      then nothing is written, or if there is a run with another config (with the first field that
+      differs) or one whose config does not read; OSError if the disk is full.
     """
     path = pathlib.Path(directory) / "config.json"
     if not path.exists():
@@ -61,10 +63,11 @@ def open_run(directory: str | os.PathLike, config: RunConfig | None = None) -> R
                 f"`lohp prepare --out {directory}`."
             )
         config = resolve(config)
+        family_of(config)  # raises for tasks that do not exist
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"schema": SCHEMA, **to_json(config)})
         return config
-    stored = resolve(from_json(read_json(path)))
+    stored = resolve(from_json(read_json(path), path=str(path)))
     if config is not None and (
         difference := _first_difference(to_json(stored), to_json(resolve(config)))
     ):
@@ -137,81 +140,73 @@ def train_run(
 def evaluate_run(
     directory: str | os.PathLike,
     config: RunConfig,
-    on_progress: Callable[[str], None] = lambda method: None,
+    on_progress: Callable[[str, int, int], None] = lambda method, done, total: None,
 ) -> dict[str, Any]:
     """Stage 3: scores every method on the same held-out tasks; writes results.json and figures.json.
 
+    Args:
+      directory: of a run whose methods are trained; others that were trained in it are scored too.
+      config: resolved.
+      on_progress: called before each method with its name, how many are done, and how many there are.
+
     Returns: the results.
+
+    Raises: FileNotFoundError or ValueError if trajectories or a method are not complete, or damaged;
+      OSError if the disk is full, with the results before it intact.
     """
     directory = pathlib.Path(directory)
-    family = family_of(config)
+    trained, family = _load_trained(directory, config), family_of(config)
     frame, store = _frame_and_store(directory, config, family)
     policy = make_policy(config, family, frame, "lohp")
-    codec, dataset = policy.codec, make_dataset(config, store, policy)
-    tasks = scores.draw_tasks(
-        family, _key(config, "evaluate"), config.evaluation.num_tasks, "held_out"
-    )
-    rows: list[dict] = []
+    dataset = make_dataset(config, store, policy)
+    key, num_tasks = _key(config, "evaluate"), config.evaluation.num_tasks
+    tasks = scores.draw_tasks(family, key, num_tasks, "held_out")
+    stages = [*teacher_names(config), "same_support_adam", *_CLOSED_FORM, *trained]
 
-    taught = {}
-    for name, method in zip(config.prepare.optimizers, teacher_names(config), strict=True):
-        on_progress(method)
-        taught[name] = scores.teach(family, name, frame.theta_0, tasks, config.prepare.num_steps)
-        accuracy = scores.accuracies(family, _ends(taught[name]), tasks.data)
-        cost = config.prepare.num_steps * (2 if name.startswith("sam") else 1)
-        rows.append(_row(config, method, accuracy, gradients=cost))
+    def announce(method):
+        on_progress(method, stages.index(method), len(stages))
 
-    on_progress("same_support_adam")
+    rows, taught = _score_teachers(config, family, frame, tasks, announce)
+    announce("same_support_adam")
     tuned = _tune(config, family, frame)
+    generators = _closed_form(config, family, frame, dataset, policy.codec) | trained
     producers = {"same_support_adam": scores.adapter(family, frame.theta_0, tuned)}
-    generators = _closed_form(config, family, frame, dataset, codec)
-    generators |= {method: load(directory, method) for method in config.methods}
     producers |= {method: scores.from_generator(g) for method, g in generators.items()}
-
-    imitated = config.prepare.optimizers[int(frame.optimizer)]
-    chosen = np.flatnonzero(np.asarray(dataset.optimizer) == int(frame.optimizer))
     honest = {}
     for method, produce in producers.items():
-        on_progress(method)
+        announce(method)
         producer = scores.make_producer(produce)
         weights = producer.many(tasks.contexts, tasks.keys)
         accuracy = scores.accuracies(family, weights, tasks.data)
         cost = tuned.num_steps if method == "same_support_adam" else 0
         latency = scores.latency(producer, tasks)
         rows.append(_row(config, method, accuracy, gradients=cost, latency=latency))
-        if method in config.methods:
+        if method in trained:
             honest[method] = honesty(
                 family,
                 producer,
                 tasks,
-                codec=codec,
+                codec=policy.codec,
                 weights=weights,
-                teacher_weights=_ends(taught[imitated]),
-                training_tokens=dataset.tokens[chosen, -1],
+                teacher_weights=_ends(taught),
+                training_tokens=dataset.tokens[_imitated(frame, dataset), -1],
             )
+    drawn = figures(
+        family,
+        trained["lohp"],
+        tasks,
+        codec=policy.codec,
+        teacher=teacher_names(config)[int(frame.optimizer)],
+        taught=taught,
+        compression=config.training.compression,
+    )
     results = {
-        "schema": SCHEMA,
-        "family": config.family,
-        "config": to_json(config),
-        "environment": environment(),
-        "imitated": teacher_names(config)[int(frame.optimizer)],
+        **_describe(config, frame, store),
+        "num_weights": int(policy.codec.mask.sum()),
         "same_support_adam": tuned._asdict(),
-        "num_weights": int(codec.mask.sum()),
-        "num_trajectories": len(store),
-        "num_dropped": store.num_dropped,
         "rows": rows,
         "honesty": honest,
     }
-    on_progress("figures")
-    drawn = figures(
-        family,
-        generators["lohp"],
-        tasks,
-        codec=codec,
-        teacher=results["imitated"],
-        taught=taught[imitated],
-        compression=config.training.compression,
-    )
     write_json(directory / "figures.json", drawn)
     write_json(directory / "results.json", results)
     return results
@@ -232,9 +227,8 @@ def write_weights(path: str | os.PathLike, weights: Params) -> None:
         for path, leaf in named
     }
     path = pathlib.Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(safetensors.numpy.save(tensors))
-    os.replace(temporary, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, safetensors.numpy.save(tensors))
 
 
 def teacher_names(config: RunConfig) -> list[str]:
@@ -273,22 +267,39 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         schema = values.pop("schema")
-    except (json.JSONDecodeError, AttributeError, KeyError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is damaged ({error!r}); restore it, or start in another folder."
+            f"{path} is damaged ({error!r}); put a copy back, or start in another directory. "
+            "Nothing was deleted."
         ) from error
     if schema != SCHEMA:
         raise ValueError(
-            f"{path} has schema {schema}; this version of lohp_jax reads schema {SCHEMA}."
+            f"{path} has schema {schema!r}, this version of lohp_jax reads schema {SCHEMA} only; use "
+            "the version that wrote it, or start in another directory. Nothing was deleted."
         )
     return values
 
 
 def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
-    """Writes a file in one step: a reader sees the old one or the new one, whole."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """Writes a file in one step: a reader sees the old one or the new one, whole.
+
+    Raises: OSError if the disk is full; the old file is then intact.
+    """
+    _write(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        reason = f"{error.strerror} (what was there before is intact; see to the disk and go on)"
+        raise OSError(error.errno, reason, str(path)) from error
 
 
 def _key(config: RunConfig, purpose: str) -> jax.Array:
@@ -298,7 +309,68 @@ def _key(config: RunConfig, purpose: str) -> jax.Array:
 
 def _frame_and_store(directory, config, family) -> tuple[Frame, Store]:
     store = open_store(directory / "trajectories")
+    wanted = config.prepare.num_tasks * len(config.prepare.optimizers)
+    if (there := len(store) + store.num_dropped) < wanted:
+        raise ValueError(
+            f"{directory} has {there} of {wanted} trajectories; make the others with "
+            f"`lohp prepare --out {directory} --resume`."
+        )
     return make_frame(store, start_of(config, family)), store
+
+
+def _load_trained(directory: pathlib.Path, config: RunConfig) -> dict[str, Generator]:
+    """The learned methods of a config, and any other that was trained in the directory."""
+    generators = {}
+    for method in METHODS:
+        done, wanted = trained_steps(directory, method), num_updates(config, method)
+        if not done and method not in config.methods:
+            continue
+        if done < wanted:
+            raise ValueError(
+                f"{directory} has {done} of {wanted} updates of {method}; make the others with "
+                f"`lohp train --out {directory} --method {method} --resume`."
+            )
+        generators[method] = load(directory, method)
+    return generators
+
+
+def _score_teachers(
+    config: RunConfig,
+    family: TaskFamily,
+    frame: Frame,
+    tasks: scores.TaskBatch,
+    announce: Callable[[str], None],
+) -> tuple[list[dict[str, Any]], Trajectory]:
+    """Rows of all teachers, and the trajectories of the one that is imitated."""
+    rows, num_steps = [], config.prepare.num_steps
+    for index, method in enumerate(teacher_names(config)):
+        announce(method)
+        name = config.prepare.optimizers[index]
+        trajectories = scores.teach(family, name, frame.theta_0, tasks, num_steps)
+        accuracy = scores.accuracies(family, _ends(trajectories), tasks.data)
+        per_step = 2 if name.startswith("sam") else 1
+        rows.append(_row(config, method, accuracy, gradients=per_step * num_steps))
+        if index == int(frame.optimizer):
+            imitated = trajectories
+    return rows, imitated
+
+
+def _describe(config: RunConfig, frame: Frame, store: Store) -> dict[str, Any]:
+    """What was run, and on what."""
+    return {
+        "schema": SCHEMA,
+        "family": config.family,
+        "config": to_json(config),
+        "environment": environment(),
+        "imitated": teacher_names(config)[int(frame.optimizer)],
+        "num_trajectories": len(store),
+        "num_dropped": store.num_dropped,
+    }
+
+
+def _imitated(frame: Frame, dataset: Dataset) -> np.ndarray:
+    """Rows of the trajectories of the imitated teacher."""
+    return np.flatnonzero(np.asarray(dataset.optimizer) == int(frame.optimizer))
 
 
 def _tune(config: RunConfig, family: TaskFamily, frame: Frame) -> adaptation.Tuned:
@@ -319,8 +391,7 @@ def _row(config, method, accuracy, *, gradients, latency=(None, None)) -> dict[s
 
 def _closed_form(config, family, frame, dataset: Dataset, codec) -> dict[str, Generator]:
     """The baselines that need no training, on several supports of every stored task."""
-    chosen = np.flatnonzero(np.asarray(dataset.optimizer) == int(frame.optimizer))
-    rows = jnp.asarray(np.tile(chosen, _SUPPORT_DRAWS))
+    rows = jnp.asarray(np.tile(_imitated(frame, dataset), _SUPPORT_DRAWS))
     data = jax.tree.map(lambda leaf: leaf[rows], dataset.data)
     keys = jax.random.split(jax.random.fold_in(_key(config, "evaluate"), 2), len(rows))
     contexts = jax.jit(jax.vmap(family.context))(data, keys)

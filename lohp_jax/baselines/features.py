@@ -1,7 +1,8 @@
-"""What the closed-form baselines see of a support, and how labels are renamed."""
+"""What can be seen of a support without a network: its faults, its means, the names of its labels."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lohp_jax.types import Params, PyTree
 
@@ -28,3 +29,36 @@ def relabel(params: Params, class_axes: PyTree | None, order: jax.Array) -> Para
         params,
         class_axes,
     )
+
+
+def check_context(context: PyTree, *, num_classes: int, image_shape: tuple[int, ...]) -> None:
+    """Refuses a context that a generator of image classifiers cannot use.
+
+    Raises: ValueError that says what was expected, what came and what to do.
+    """
+    if not isinstance(context, dict) or not {"images", "labels"} <= context.keys():
+        raise ValueError(
+            "generate: expected a context {'images': ..., 'labels': ...}, got "
+            f"{sorted(context) if isinstance(context, dict) else type(context).__name__}."
+        )
+    images, labels = np.asarray(context["images"]), np.asarray(context["labels"])
+    if images.ndim != 4 or images.shape[1:] != image_shape:
+        raise ValueError(
+            f"generate: expected images of shape [n, {', '.join(map(str, image_shape))}], "
+            f"got {list(images.shape)}."
+        )
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"generate: expected {len(images)} integer labels, got {labels.dtype}{list(labels.shape)}."
+        )
+    if not np.issubdtype(images.dtype, np.floating) or not np.isfinite(images).all():
+        raise ValueError(
+            f"generate: expected finite floating-point images in [0, 1], got {images.dtype}"
+            f"{'' if images.dtype.kind != 'f' else ' with NaN or infinity'}."
+        )
+    wanted, got = set(range(num_classes)), set(labels.tolist())
+    if got != wanted:
+        raise ValueError(
+            f"generate: expected examples of every label 0..{num_classes - 1} and no other; "
+            f"missing {sorted(wanted - got)}, unknown {sorted(got - wanted)}."
+        )

@@ -1,10 +1,12 @@
 """Ridge regression from mean support images to weights."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lohp_jax.baselines.features import class_means
+from lohp_jax.baselines.features import check_context, class_means
 from lohp_jax.codec import Codec
 from lohp_jax.types import Generator, TaskFamily
 
@@ -34,4 +36,7 @@ def ridge(family: TaskFamily, codec: Codec, contexts: dict, tokens: jax.Array) -
         flat = matrix @ class_means(context, family.num_classes).reshape(-1) + offset
         return codec.decode(flat.reshape(codec.mask.shape))
 
-    return Generator(apply, params, family=family.name)
+    check = functools.partial(
+        check_context, num_classes=family.num_classes, image_shape=contexts["images"].shape[2:]
+    )
+    return Generator(apply, params, family=family.name, check=check)

@@ -52,8 +52,8 @@ class HybridConfig:
     """Weight of the on-policy term; 0 leaves its roll-out out of the computation."""
     coefficient_penalty: float = 1e-3
     """Weight of the mean square of the learned log-coefficients."""
-    condition_dropout: float = 0.1
-    """Share of examples that are trained without their context, for guidance."""
+    condition_dropout: float = 0.0
+    """Share of examples that are trained without their context, which guidance needs."""
 
     def __post_init__(self):
         for name, allowed in (("reward", ("matched", "end")), ("backward", ("bridge", "learned"))):
@@ -65,11 +65,11 @@ class HybridConfig:
         for name in ("correlation", "condition_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
-        if min(self.off_policy, self.on_policy) < 0 or self.off_policy + self.on_policy <= 0:
-            raise ValueError(
-                "off_policy and on_policy must not be negative nor both zero, got "
-                f"{self.off_policy} and {self.on_policy}."
-            )
+        for name in ("off_policy", "on_policy", "coefficient_penalty"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if not self.off_policy + self.on_policy > 0:
+            raise ValueError("off_policy and on_policy must not both be zero.")
 
 
 PRESETS = {

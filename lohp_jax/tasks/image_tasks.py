@@ -74,8 +74,7 @@ def image_family(
         if split not in tables:
             raise ValueError(f"sample: split must be one of {sorted(tables)}, got {split!r}.")
         row_key, name_key, support_key = jax.random.split(key, 3)
-        row = jax.random.randint(row_key, (), 0, len(tables[split].classes))
-        classes, labels = (jnp.asarray(column)[row] for column in tables[split])
+        classes, labels = _pick_row(row_key, tables[split])
         labels = jax.random.permutation(name_key, num_labels)[labels]
         support = {"support": deal(support_key, labels)} if teacher_data == "support" else {}
         return {"classes": classes, "labels": labels, **support}
@@ -129,6 +128,11 @@ def _check_options(teacher_data: str, shots: int, per_class: int, batch_size: in
         )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"image_family: batch_size must be at least 1, got {batch_size}.")
+
+
+def _pick_row(key: jax.Array, table: TaskTable) -> TaskTable:
+    row = jax.random.randint(key, (), 0, len(table.classes))
+    return jax.tree.map(lambda column: jnp.asarray(column)[row], table)
 
 
 def _draw_support(

@@ -27,7 +27,7 @@ from lohp_jax.types import TaskFamily
 
 
 class DivergedError(RuntimeError):
-    """Training met a loss that is not finite; the last good state is in the checkpoints."""
+    """Training met a number that is not finite; the last good state is in the checkpoints."""
 
 
 class Progress(NamedTuple):
@@ -38,7 +38,7 @@ class Progress(NamedTuple):
       step: updates so far.
       updates: updates in all.
       metrics: means over the chunk, as plain numbers and arrays.
-      updates_per_second: of the chunk, compilation left out of the first.
+      updates_per_second: of the chunk, with the compilation that the first one waits for.
     """
 
     method: str
@@ -83,43 +83,32 @@ def train(
 
     Returns: the final state, which is also the newest checkpoint.
 
-    Raises: DivergedError for a loss that is not finite; KeyboardInterrupt after saving, if interrupted.
+    Raises: DivergedError for a loss or gradient that is not finite; KeyboardInterrupt after saving, if
+      interrupted; OSError if the disk is full, with the checkpoints before it intact.
     """
-    settings = config.training
-    updates = num_updates(config, method)
-    optimizer = optimizer_of(config, method)
-    folder = directory / "checkpoints" / method
+    lines, folder = directory / "metrics.jsonl", directory / "checkpoints" / method
     save = functools.partial(_save, folder, frame=frame, config=to_json(config))
     init_key, batch_key = jax.random.split(key)
-    state = jax.jit(functools.partial(initial_state, config, family, policy, method))(init_key)
-    if params is not None:
-        state = state._replace(params=params)
-    if checkpoint.latest_step(folder) is not None:
-        _, restored = checkpoint.restore(folder, {"state": state, "frame": frame})
-        state = restored["state"]
-    metrics.drop_lines_after(directory / "metrics.jsonl", method, int(state.step))
-    update = make_update(family, make_objective(config, family, policy, method), optimizer)
-    run = compile_update(scan_updates(update), strategy, batch_axis=1)
-    draw = jax.jit(
-        functools.partial(draw_batches, batch_size=settings.batch_size), static_argnames="num_steps"
-    )
-    saved = int(state.step)
+    fresh = functools.partial(initial_state, config, family, policy, method)
+    state = _newest_or_fresh(folder, frame, fresh, init_key, params)
+    metrics.drop_lines_after(lines, method, int(state.step))
+    history = metrics.read_lines(lines, method)
+    run_chunk = _make_run_chunk(config, family, policy, dataset, method, batch_key, strategy)
+    updates, saved = num_updates(config, method), int(state.step)
     try:
         while (step := int(state.step)) < updates:
-            count = min(settings.log_every, updates - step)
-            started = time.perf_counter()
-            batches = draw(batch_key, dataset, step, num_steps=count)
-            reached, values = jax.block_until_ready(run(state, batches, dataset))
-            values = {name: np.asarray(value) for name, value in values.items()}
-            _check_finite(values, method, step, state, save)
-            state = reached
-            rate = count / (time.perf_counter() - started)
+            begun = time.perf_counter()
+            reached, values = run_chunk(state, min(config.training.log_every, updates - step))
+            _check_finite(values, method, state, save)
+            done = int(reached.step)
+            rate = (done - step) / (time.perf_counter() - begun)
             means = {name: value.mean(axis=0) for name, value in values.items()}
-            done = int(state.step)
+            means |= metrics.freeze_alarm(means, history)
             line = {"method": method, "step": done, "updates_per_second": rate, **means}
-            metrics.append_line(directory / "metrics.jsonl", line)
+            history.append(metrics.append_line(lines, line))
+            state = reached
             on_progress(Progress(method, done, updates, means, rate))
-            if done % settings.checkpoint_every == 0 or done == updates:
+            if done % config.training.checkpoint_every == 0 or done == updates:
                 save(state)
                 saved = done
     except KeyboardInterrupt:
@@ -153,16 +142,58 @@ def initial_state(
     return TrainState(params, optimizer_of(config, method).init(params), jnp.zeros((), jnp.int32))
 
 
+def _newest_or_fresh(
+    folder: pathlib.Path,
+    frame: Frame,
+    fresh: Callable[[jax.Array], TrainState],
+    key: jax.Array,
+    params: dict | None,
+) -> TrainState:
+    if checkpoint.latest_step(folder) is None:
+        state = jax.jit(fresh)(key)
+        return state if params is None else state._replace(params=params)
+    template = {"state": jax.eval_shape(fresh, key), "frame": frame}
+    return checkpoint.restore(folder, template)[1]["state"]
+
+
+def _make_run_chunk(
+    config: RunConfig,
+    family: TaskFamily,
+    policy: Policy,
+    dataset: Dataset,
+    method: str,
+    key: jax.Array,
+    strategy: Strategy,
+) -> Callable[[TrainState, int], tuple[TrainState, dict[str, np.ndarray]]]:
+    """Compiles `(state, count) -> (state, metrics)`; metrics have a leading axis of `count` updates."""
+    objective = make_objective(config, family, policy, method)
+    update = make_update(family, objective, optimizer_of(config, method))
+    run = compile_update(scan_updates(update), strategy, batch_axis=1)
+    batch_size = config.training.batch_size
+    draw = jax.jit(
+        functools.partial(draw_batches, batch_size=batch_size), static_argnames="num_steps"
+    )
+
+    def run_chunk(state, count):
+        batches = draw(key, dataset, int(state.step), num_steps=count)
+        reached, values = jax.block_until_ready(run(state, batches, dataset))
+        return reached, jax.device_get(values)
+
+    return run_chunk
+
+
 def _save(folder, state, *, frame, config):
     checkpoint.save(folder, int(state.step), {"state": state, "frame": frame}, config)
 
 
-def _check_finite(values, method, step, state, save) -> None:
-    bad = ~np.isfinite(values["loss"])
+def _check_finite(values, method, state, save) -> None:
+    """Stops before a gradient that is not finite reaches a checkpoint."""
+    bad = ~(np.isfinite(values["loss"]) & np.isfinite(values["gradient_norm"]))
     if bad.any():
         save(state)
+        step = int(state.step)
         raise DivergedError(
-            f"{method}: the loss was not finite at update {step + int(bad.argmax()) + 1}; the state of "
-            f"update {step} is saved. Lower training.learning_rate or training.clip_norm, or widen "
-            "balance.end_std."
+            f"{method}: loss or gradient were not finite at update {step + bad.argmax() + 1}; the state "
+            f"of update {step} is saved. Start in another run directory with a lower "
+            "training.learning_rate or training.clip_norm, or a larger balance.end_std."
         )

@@ -4,24 +4,41 @@ import json
 import math
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+_LEAST_PROGRESS = 0.1
 
-def append_line(path: str | os.PathLike, values: dict[str, Any]) -> None:
-    """Appends one object; arrays become lists, numbers that are not finite become null."""
-    line = json.dumps({name: _plain(value) for name, value in values.items()}, allow_nan=False)
+
+def append_line(path: str | os.PathLike, values: dict[str, Any]) -> dict[str, Any]:
+    """Appends one object; arrays become lists, numbers that are not finite become null.
+
+    Returns: the object as it will be read.
+    """
+    plain = {name: _plain(value) for name, value in values.items()}
     with pathlib.Path(path).open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+        file.write(json.dumps(plain, allow_nan=False) + "\n")
+    return plain
+
+
+def read_lines(path: str | os.PathLike, method: str) -> list[dict[str, Any]]:
+    """The objects of one method, in order; none where there is no file."""
+    path = pathlib.Path(path)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [values for values in map(json.loads, lines) if values.get("method") == method]
 
 
 def drop_lines_after(path: str | os.PathLike, method: str, step: int) -> None:
-    """Removes the lines of `method` beyond `step`, left by a run that did not reach its checkpoint."""
+    """Removes the lines of `method` beyond `step`, left by a run that did not reach its checkpoint.
+
+    Lines that are no JSON object, as a killed writer may leave them, go too.
+    """
     path = pathlib.Path(path)
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     kept = [line for line in lines if not _is_after(line, method, step)]
     if len(kept) < len(lines):
         temporary = path.with_suffix(".tmp")
@@ -29,10 +46,27 @@ def drop_lines_after(path: str | os.PathLike, method: str, step: int) -> None:
         os.replace(temporary, path)
 
 
+def freeze_alarm(means: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[str, bool]:
+    """Whether a policy froze: its loss fell, yet its roll-out covers next to no distance.
+
+    Args:
+      means: of the newest chunk, with `loss` and, of policies that roll out, `progress`.
+      history: lines of the same method before it.
+
+    Returns: `frozen`, or nothing where there is no `progress`.
+    """
+    if "progress" not in means:
+        return {}
+    fell = bool(history) and bool(means["loss"] < history[0]["loss"])
+    return {"frozen": fell and bool(means["progress"] < _LEAST_PROGRESS)}
+
+
 def _is_after(line: str, method: str, step: int) -> bool:
     try:
         values = json.loads(line)
-    except json.JSONDecodeError:  # the last line of a killed writer
+    except json.JSONDecodeError:
+        return True
+    if not isinstance(values, dict):
         return True
     return values.get("method") == method and values.get("step", 0) > step
 

@@ -50,8 +50,12 @@ class Dataset(NamedTuple):
     data: PyTree
 
 
+@functools.lru_cache(maxsize=4)
 def family_of(config: RunConfig) -> TaskFamily:
-    """The task family of a resolved config."""
+    """The task family of a resolved config; its images are read once for all stages of a run.
+
+    Raises: what `make_family` raises.
+    """
     tasks = config.tasks
     return make_family(
         config.family,

@@ -58,6 +58,8 @@ def make_update(
     ratio of the norms of the mean gradient's signal and noise.
 
     Metrics: `loss`, `gradient_norm`, `gradient_snr`, and the means of what the objective reports.
+
+    `update` raises ValueError for an odd number of examples, on each device under `pmap`.
     """
 
     def loss_fn(params, batch, dataset):
@@ -72,6 +74,11 @@ def make_update(
         return jnp.mean(losses), jax.tree.map(lambda leaf: leaf.mean(axis=0), info)
 
     def update(state, batch, dataset, axis_name=None):
+        if len(batch.index) % 2:
+            raise ValueError(
+                f"update: expected an even number of examples on each device, got {len(batch.index)}; "
+                "choose a batch size that is a multiple of twice the number of devices."
+            )
         halves = jax.tree.map(
             lambda leaf: leaf.reshape(-1, 2, *leaf.shape[1:]).swapaxes(0, 1), batch
         )

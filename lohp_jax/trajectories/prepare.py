@@ -1,30 +1,26 @@
 """Stage 1 of Lo-Hp: trajectories of many tasks under several optimizers, kept on disk."""
 
 import functools
+import math
 import os
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from lohp_jax.optimizers import make_optimizer
 from lohp_jax.trajectories.rollout import diverged, rollout
 from lohp_jax.trajectories.store import Store, create
 from lohp_jax.types import Params, TaskFamily
 
-_SHARD_SIZE = 256
+_LARGEST_SHARD = 256
 
 
-def perturb(params: Params, key: jax.Array, scale: float) -> Params:
+def perturb(params: Params, key: jax.Array, *, scale: float) -> Params:
     """`params` plus independent Gaussian noise of standard deviation `scale`."""
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    noisy = [
-        p + scale * jax.random.normal(k, p.shape, p.dtype)
-        for p, k in zip(leaves, keys, strict=True)
-    ]
-    return treedef.unflatten(noisy)
+    return optax.tree.add_scale(params, scale, optax.tree.random_like(key, params))
 
 
 def prepare(
@@ -62,29 +58,33 @@ def prepare(
     Returns: the store; a trajectory holds `states` `[T + 1, ...]`, `losses` `[T + 1]`, `optimizer` and
       the task's `data`.
 
-    Raises: ValueError if every run of an optimizer diverged.
+    Raises: ValueError for an unknown `start` or optimizer, for another config than that of a store that
+      is there, or if every run of an optimizer diverged; OSError if the disk is full, with the shards
+      before it intact.
     """
+    if start not in ("shared", "independent"):
+        raise ValueError(f"prepare: start must be 'shared' or 'independent', got {start!r}.")
+    teachers = [make_optimizer(name) for name in optimizers]
     store = create(directory, config)
-    done, total = 0, num_tasks * len(optimizers)
-    for index, name in enumerate(optimizers):
-        run = jax.jit(
-            jax.vmap(functools.partial(_run, family, name, theta_0, num_steps, start, start_noise))
-        )
+    begin = family.init
+    if start == "shared":
+        begin = functools.partial(perturb, theta_0, scale=start_noise)
+    num_shards = math.ceil(num_tasks / _LARGEST_SHARD)
+    size = math.ceil(num_tasks / num_shards)  # one for all shards: each teacher compiles once
+    for index, (name, teacher) in enumerate(zip(optimizers, teachers, strict=True)):
+        run = jax.jit(jax.vmap(functools.partial(_run, family, teacher, begin, num_steps)))
         kept = 0
-        for first in range(0, num_tasks, _SHARD_SIZE):
-            count = min(_SHARD_SIZE, num_tasks - first)
-            shard = f"{index:02d}-{name.replace(':', '-')}-{first:06d}"
+        for first in range(0, num_tasks, size):
+            shard = f"{index:02d}-{name.partition(':')[0]}-{first:06d}"
             if shard not in store.shards():
-                keys = jax.vmap(functools.partial(jax.random.fold_in, key))(
-                    first + jnp.arange(count)
-                )
-                tree, failed = jax.device_get(run(keys))
-                tree["optimizer"] = np.full(count, index, np.int32)
-                tree = jax.tree.map(lambda leaf, good=~failed: leaf[good], tree)
-                store.write(shard, tree, num_dropped=int(failed.sum()))
-            kept += store.shard(shard)["losses"].shape[0]
-            done += count
-            on_progress(done, total)
+                wanted = first + np.arange(size) < num_tasks
+                tree, failed = jax.device_get(run(_keys(key, first, size)))
+                tree["optimizer"] = np.full(size, index, np.int32)
+                tree = jax.tree.map(lambda leaf, good=wanted & ~failed: leaf[good], tree)
+                store.write(shard, tree, num_dropped=int((wanted & failed).sum()))
+            kept += len(store.shard(shard)["losses"])
+            done = index * num_tasks + min(first + size, num_tasks)
+            on_progress(done, num_tasks * len(optimizers))
         if not kept:
             raise ValueError(
                 f"prepare: all {num_tasks} runs of {name} diverged; lower its learning rate, "
@@ -93,14 +93,16 @@ def prepare(
     return store
 
 
-def _run(family, name, theta_0, num_steps, start, start_noise, key):
-    """One task under one optimizer: what the store keeps, and whether it failed."""
+@functools.partial(jax.jit, static_argnames="count")
+def _keys(key: jax.Array, first: int, count: int) -> jax.Array:
+    """Keys of tasks `first` and on; each depends on `key` and the number of its task alone."""
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(first + jnp.arange(count))
+
+
+def _run(family, teacher, begin, num_steps, key):
+    """One task under one optimizer: what the store keeps, and whether it is of no use."""
     task_key, start_key, loss_key = jax.random.split(key, 3)
     data = family.sample(task_key, "train")
-    if start == "shared":
-        params = perturb(theta_0, start_key, start_noise)
-    else:
-        params = family.init(start_key)
-    trajectory = rollout(family, make_optimizer(name), data, params, loss_key, num_steps=num_steps)
+    trajectory = rollout(family, teacher, data, begin(start_key), loss_key, num_steps=num_steps)
     kept = {"states": trajectory.states, "losses": trajectory.losses, "data": data}
     return kept, diverged(trajectory)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lohp_jax.tasks.partitions import partition_tables
-from lohp_jax.tasks.splits import split_classes
+from lohp_jax.tasks.splits import HELD_OUT_FRACTION, split_classes
 
 
 def pairs(table):
@@ -34,7 +34,7 @@ def test_a_partition_and_its_complement_are_in_one_split(num_classes):
     assert not train & held_out
     assert train | held_out == all_pairs(range(num_classes))
     assert 2 * (len(train) + len(held_out)) == 2**num_classes - 2
-    assert len(held_out) == max(1, (2**num_classes - 2) // 8)
+    assert len(held_out) == max(1, int(HELD_OUT_FRACTION * (2**num_classes - 2) / 2))
 
 
 def test_ten_classes_have_1022_partitions():

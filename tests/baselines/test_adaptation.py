@@ -1,0 +1,100 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lohp_jax.baselines import adaptation
+from lohp_jax.baselines.adaptation import Tuned, adapt, tune
+from lohp_jax.types import TaskFamily
+
+START = {"w": jnp.zeros(2), "b": jnp.zeros(())}
+
+
+def distance(params, target):
+    """A bowl around `target` `[3]`, twice as steep along its last entry."""
+    return jnp.sum((params["w"] - target[:2]) ** 2) / 2 + (params["b"] - target[2]) ** 2
+
+
+def no_loss(params, data, key):
+    raise AssertionError("only the support may be looked at")
+
+
+FAMILY = TaskFamily(
+    sample=None,
+    init=None,
+    loss=no_loss,
+    evaluate=lambda params, data: {"accuracy": -distance(params, data), "loss": None},
+    context=None,
+    context_loss=distance,
+)
+
+
+def adam_loop(context, learning_rate, num_steps):
+    """Every state of Adam on the context loss, as optax's documentation writes the loop."""
+    optimizer = optax.adam(learning_rate)
+    params, state, states = START, optimizer.init(START), [START]
+    for _ in range(num_steps):
+        grads = jax.grad(distance)(params, context)
+        updates, state = optimizer.update(grads, state)
+        params = optax.apply_updates(params, updates)
+        states.append(params)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+@pytest.mark.parametrize("record_every", [1, 3, 6])
+def test_adapt_is_adam_on_the_support(record_every):
+    context = jnp.array([1.0, -2.0, 0.5])
+    expected = adam_loop(context, 0.1, 6)
+    actual = adapt(FAMILY, START, context, 0.1, num_steps=6, record_every=record_every)
+    chex.assert_trees_all_close(
+        actual, jax.tree.map(lambda leaf: leaf[::record_every], expected), rtol=1e-5
+    )
+
+
+def test_adapt_refuses_a_step_count_that_is_not_recorded():
+    with pytest.raises(
+        ValueError, match=r"num_steps=6 and record_every=4; these do: \[1, 2, 3, 6\]"
+    ):
+        adapt(FAMILY, START, jnp.ones(3), 0.1, num_steps=6, record_every=4)
+
+
+def test_adapt_can_be_mapped_over_learning_rates():
+    rates = jnp.array([0.01, 0.1])
+    together = jax.vmap(lambda r: adapt(FAMILY, START, jnp.ones(3), r, num_steps=3))(rates)
+    for i, rate in enumerate(rates):
+        alone = adapt(FAMILY, START, jnp.ones(3), rate, num_steps=3)
+        chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], together), alone, rtol=1e-5)
+
+
+@pytest.fixture
+def small_grid(monkeypatch):
+    monkeypatch.setattr(adaptation, "LEARNING_RATES", (0.001, 0.1, 1.0))
+    monkeypatch.setattr(adaptation, "NUM_STEPS", 12)
+    monkeypatch.setattr(adaptation, "_RECORD_EVERY", 3)
+
+
+def tasks():
+    """Queries at half of what their supports say: adapting for too long overshoots."""
+    contexts = jnp.array([[1.0, -1.0, 0.8], [0.9, 1.2, -1.0]])
+    return contexts / 2, contexts
+
+
+def test_tune_picks_the_best_of_the_table(small_grid):
+    data, contexts = tasks()
+    table = {}
+    for rate in (0.001, 0.1, 1.0):
+        runs = [adam_loop(context, rate, 12) for context in contexts]
+        for step in (3, 6, 9, 12):
+            ends = [jax.tree.map(lambda leaf, step=step: leaf[step], run) for run in runs]
+            table[rate, step] = -np.mean([distance(*p) for p in zip(ends, data, strict=True)])
+    best = max(table, key=table.get)
+    assert best == (0.1, 6)  # inside the grid, so that every wrong axis shows
+    assert tune(FAMILY, START, data, contexts) == Tuned(*best)
+
+
+def test_tune_takes_at_least_one_recorded_step(small_grid):
+    """Where the start is best, Adam still has to run."""
+    _, contexts = tasks()
+    assert tune(FAMILY, START, jnp.zeros_like(contexts), contexts).num_steps == 3
