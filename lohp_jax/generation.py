@@ -41,7 +41,8 @@ def generate(
       temperature: factor of the policy's standard deviations; 0 follows its means, so that all
         samples agree.
       num_steps: how many of the policy's N steps to take; None for all.
-      guidance: how far to exaggerate the effect of the context; 0 leaves it as trained.
+      guidance: how far to exaggerate the effect of the context; 0 leaves it as trained. A policy
+        takes it only if it was trained with condition dropout; baselines ignore it.
 
     Returns: pytree of weights with leading axis `num_samples`.
 
@@ -97,6 +98,11 @@ def policy_generator(
         if num_steps is not None and not 1 <= num_steps <= policy.num_steps:
             raise ValueError(
                 f"generate: num_steps must be between 1 and {policy.num_steps}, got {num_steps}."
+            )
+        if guidance and not policy.config.condition_dropout:
+            raise ValueError(
+                f"generate: guidance must be 0, got {guidance}: this policy was never trained without "
+                "its context; train one with condition_dropout > 0, e.g. 0.1."
             )
         network_params, default = params
         rank = canonical_rank(context, family.num_classes)

@@ -1,0 +1,55 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lohp_jax.codec import make_codec
+from lohp_jax.evaluation import scores
+from lohp_jax.evaluation.figures import figures
+from lohp_jax.types import Generator
+
+
+@pytest.fixture
+def drawn(family):
+    """Figures of a generator that walks straight to the target in two steps."""
+    tasks = scores.draw_tasks(family, jax.random.key(0), 4, "held_out")
+    theta_0 = family.init(jax.random.key(0))
+
+    def path(params, context, key, **_):
+        return {"w": jnp.linspace(0.0, 1.0, 3)[:, None] * context["seen"][None]}
+
+    generator = Generator(lambda *a, **k: {"w": path(*a, **k)["w"][-1]}, (), path=path)
+    return figures(
+        family,
+        generator,
+        tasks,
+        codec=make_codec(theta_0, channels=4),
+        teacher="teacher_sgd",
+        taught=scores.teach(family, "sgd:0.1", theta_0, tasks, 4),
+        compression=2,
+    )
+
+
+def test_steps_count_optimizer_steps(drawn):
+    ours = drawn["accuracy_by_step"]["lohp"]
+    assert ours["step"] == drawn["accuracy_by_step"]["teacher_sgd"]["step"] == [0, 2, 4]
+    assert ours["mean"] == [0.0, 1.0, 1.0]  # theta_0 = 0 has no sign
+    assert ours["std"] == [0.0, 0.0, 0.0]
+
+
+def test_steps_in_the_same_direction_have_cosine_one(drawn):
+    np.testing.assert_allclose(drawn["cosine"]["lohp"], np.ones(8), atol=1e-5)
+
+
+def test_paths_are_shown_for_both_in_the_same_plane(drawn):
+    paths = drawn["projection"]["paths"]
+    assert {p["method"] for p in paths} == {"lohp", "teacher_sgd"}
+    ours, theirs = (
+        np.array(next(p["points"] for p in paths if p["method"] == m and p["task"] == 1))
+        for m in ("lohp", "teacher_sgd")
+    )
+    assert ours.shape == (3, 2)
+    np.testing.assert_allclose(ours[0], theirs[0], atol=1e-5)  # both start at theta_0
+    step, its = ours[2] - ours[0], theirs[2] - theirs[0]
+    assert step @ its == pytest.approx(np.linalg.norm(step) * np.linalg.norm(its), rel=1e-4)
+    assert 0 < sum(drawn["projection"]["explained"]) <= 1 + 1e-6

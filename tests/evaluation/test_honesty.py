@@ -1,0 +1,59 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lohp_jax.codec import make_codec
+from lohp_jax.evaluation import scores
+from lohp_jax.evaluation.honesty import honesty
+
+
+@pytest.fixture
+def check(family):
+    """Honesty of a producer of weights from contexts, on six tasks."""
+    tasks = scores.draw_tasks(family, jax.random.key(0), 6, "held_out")
+    theta_0 = {"w": jnp.zeros(8)}
+    codec = make_codec(theta_0, channels=3, reference=theta_0, scale={"w": jnp.float32(2.0)})
+    training = jax.random.normal(jax.random.key(9), (5, 8))
+
+    def run(produce):
+        producer = scores.make_producer(produce)
+        return honesty(
+            family,
+            producer,
+            tasks,
+            codec=codec,
+            weights=producer.many(tasks.contexts, tasks.keys),
+            teacher_weights={"w": tasks.data["target"]},
+            training_tokens=jax.vmap(lambda w: codec.encode({"w": w}))(training),
+        )
+
+    return run, np.asarray(tasks.data["target"]), np.asarray(training)
+
+
+def test_a_perfect_generator(check):
+    run, targets, training = check
+    found = run(lambda context, key: {"w": context["seen"]})
+    agree = [
+        np.mean(np.sign(a) == np.sign(b))
+        for a, b in zip(np.roll(targets, 1, 0), targets, strict=False)
+    ]
+    assert found["shuffled_accuracy"] == pytest.approx(np.mean(agree))
+    assert found["majority"] == 0.75
+    assert found["rms_ratio"] == pytest.approx(1.0)
+    assert found["teacher_distance"] == pytest.approx(0.0, abs=1e-6)
+    nearest = [min(np.sqrt(np.mean((t - s) ** 2)) for s in training) / 2.0 for t in targets]
+    assert found["nearest_training_distance"] == pytest.approx(np.mean(nearest), rel=1e-4)
+    assert found["teacher_nearest_training_distance"] == found["nearest_training_distance"]
+
+
+def test_a_memory_shows_its_distance(check):
+    run, _, training = check
+    found = run(lambda context, key: {"w": jnp.asarray(training[2])})
+    assert found["nearest_training_distance"] == pytest.approx(0.0, abs=1e-3)
+    assert found["teacher_nearest_training_distance"] > 0.1
+
+
+def test_a_timid_generator_shows_its_ratio(check):
+    run, *_ = check
+    assert run(lambda context, key: {"w": 0.5 * context["seen"]})["rms_ratio"] == pytest.approx(0.5)

@@ -1,0 +1,76 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lohp_jax.baselines.adaptation import Tuned
+from lohp_jax.evaluation import scores
+from lohp_jax.types import Generator
+
+
+def test_drawn_tasks_depend_on_their_key_and_keep_their_context(family):
+    tasks = scores.draw_tasks(family, jax.random.key(0), 5, "held_out")
+    again = scores.draw_tasks(family, jax.random.key(0), 5, "held_out")
+    assert tasks.data["target"].shape == (5, 8)
+    np.testing.assert_array_equal(tasks.contexts["seen"], tasks.data["target"])
+    np.testing.assert_array_equal(tasks.data["target"], again.data["target"])
+    assert len(np.unique(tasks.data["target"][:, 0])) == 5
+
+
+def test_accuracies_are_one_per_task(family):
+    tasks = scores.draw_tasks(family, jax.random.key(0), 4, "held_out")
+    weights = {"w": tasks.data["target"].at[1].multiply(-1.0)}
+    np.testing.assert_array_equal(scores.accuracies(family, weights, tasks.data), [1, 0, 1, 1])
+
+
+def test_a_row_holds_mean_spread_and_worst():
+    row = scores.make_row("ours", 3, np.array([0.5, 1.0]), gradients=7, latency=(1.0, 0.5))
+    assert row["accuracy"] == 0.75
+    assert row["accuracy_min"] == 0.5
+    assert row["accuracy_std"] == pytest.approx(np.std([0.5, 1.0], ddof=1))
+    assert (row["num_tasks"], row["gradients"], row["seed"]) == (2, 7, 3)
+    assert (row["latency_ms_p50"], row["latency_ms_p50_batch"]) == (1.0, 0.5)
+
+
+def test_a_teacher_starts_at_theta_0_and_learns(family):
+    tasks = scores.draw_tasks(family, jax.random.key(0), 3, "held_out")
+    theta_0 = family.init(jax.random.key(0))
+    taught = scores.teach(family, "adam:0.1", theta_0, tasks, 30)
+    assert taught.states["w"].shape == (3, 31, 8)
+    np.testing.assert_array_equal(taught.states["w"][:, 0], 0.0)
+    assert (taught.losses[:, -1] < 0.2 * taught.losses[:, 0]).all()
+
+
+def test_the_adapter_ends_where_adam_ends(family):
+    tasks = scores.draw_tasks(family, jax.random.key(0), 3, "held_out")
+    theta_0 = family.init(jax.random.key(0))
+    producer = scores.make_producer(scores.adapter(family, theta_0, Tuned(0.1, 30)))
+    adapted = producer.many(tasks.contexts, tasks.keys)
+    taught = scores.teach(family, "adam:0.1", theta_0, tasks, 30)  # the context is the whole task
+    np.testing.assert_allclose(adapted["w"], taught.states["w"][:, -1], rtol=1e-5)
+
+
+def test_a_producer_gives_one_network_per_context(family):
+    generator = Generator(lambda params, context, key, **_: {"w": params * context["seen"]}, 2.0)
+    tasks = scores.draw_tasks(family, jax.random.key(0), 3, "held_out")
+    producer = scores.make_producer(scores.from_generator(generator))
+    many = producer.many(tasks.contexts, tasks.keys)
+    one = producer.one({"seen": tasks.contexts["seen"][1]}, tasks.keys[1])
+    np.testing.assert_array_equal(many["w"], 2 * tasks.contexts["seen"])
+    np.testing.assert_array_equal(one["w"], many["w"][1])
+
+
+def test_latency_waits_and_counts_networks(family):
+    tasks = scores.draw_tasks(family, jax.random.key(0), 4, "held_out")
+    calls = []
+
+    def timed(number):
+        def call(contexts, keys):
+            calls.append(number)
+            return jnp.zeros(())
+
+        return call
+
+    alone, together = scores.latency(scores.Producer(timed(1), timed(4)), tasks)
+    assert alone > 0 and together > 0
+    assert calls.count(1) == calls.count(4) > 10
