@@ -43,6 +43,14 @@ ROUNDS = 2
 START_NOISE = 0.01
 SAM_RHO = 0.05
 TOLERANCE = 1e-6
+NOTES = (
+    "Ratios are per task, of the same repeat: the median, and the range over repeats.",
+    "PyTorch has one thread throughout; only the rows of one core compare equal hardware.",
+    "PyTorch is given the drawn batches and the task's images, gathered once; JAX draws and gathers.",
+    "float32_difference: largest differences from rollout_vmap. Adam turns rounding errors into steps "
+    "where a gradient is close to zero; float64_difference shows that the arms do the same work.",
+    "spread: (slowest - fastest) / median of the repeats.",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -487,6 +495,22 @@ def format_row(row: dict) -> str:
     return "\n".join([head, *lines])
 
 
+def noise(rows: list[dict]) -> dict[str, float]:
+    """How far repeats of an arm in one process, and its medians in two rounds, lie apart."""
+    spreads = [arm["spread"] for row in rows for arm in row["arms"].values()]
+    rounds = collections.defaultdict(list)
+    for row in rows:
+        for name, arm in row["arms"].items():
+            rounds[row["setting"], row["cores"], name].append(arm["microseconds_per_step"])
+    between = [max(times) / min(times) - 1 for times in rounds.values()]
+    return {
+        "spread_median": float(np.median(spreads)),
+        "spread_max": max(spreads),
+        "between_rounds_median": float(np.median(between)),
+        "between_rounds_max": max(between),
+    }
+
+
 def machine(cores: set[int]) -> dict:
     """The processor, and what else it was doing."""
     info = pathlib.Path("/proc/cpuinfo").read_text()
@@ -526,6 +550,7 @@ def main():
         "float64_difference": {
             setting.name: on_cores(all_cores, float64_differences, setting) for setting in SETTINGS
         },
+        "notes": NOTES,
         "rows": [],
     }
     for number in range(1, ROUNDS + 1):
@@ -535,6 +560,8 @@ def main():
                 report["rows"].append({"round": number, "cores": len(cores)} | row)
                 print(format_row(report["rows"][-1]), flush=True)
     report["machine"]["load_average_after"] = os.getloadavg()
+    report["noise"] = noise(report["rows"])
+    print(f"\n{report['noise']}")
     args.out.write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -32,6 +32,7 @@ class Codec(NamedTuple):
         fan-out, position in its leaf in [0, 1].
       shared_length: number of leading tokens that belong to no label.
       num_classes: number of blocks after them; 0 without class axes.
+      lay_out: `params -> [length, channels]` of the values themselves, whatever the scale is.
     """
 
     encode: Callable[[Params], jax.Array]
@@ -41,6 +42,7 @@ class Codec(NamedTuple):
     features: np.ndarray
     shared_length: int
     num_classes: int
+    lay_out: Callable[[Params], jax.Array]
 
 
 class _Leaf(NamedTuple):
@@ -101,6 +103,9 @@ def make_codec(
     order = layout.shared + layout.indexed * layout.num_classes
     mask = np.concatenate([_leaf_mask(layout.leaves[i], channels) for i in order])
 
+    def lay_out(params: Params) -> jax.Array:
+        return _pack(layout, [value.astype(dtype) for value in _checked_leaves(layout, params)])
+
     def encode(params: Params) -> jax.Array:
         values = [value.astype(dtype) for value in _checked_leaves(layout, params)]
         if scales is not None:
@@ -124,6 +129,7 @@ def make_codec(
         features=_features(layout.leaves, order),
         shared_length=sum(layout.leaves[i].tokens for i in layout.shared),
         num_classes=layout.num_classes,
+        lay_out=lay_out,
     )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lohp_jax.baselines.features import check_context, class_means, relabel
+from lohp_jax.baselines.features import check_context, relabel
+from lohp_jax.policy.encoder import class_means
 from lohp_jax.policy.hybrid import Policy, roll_out
 from lohp_jax.training import checkpoint
 from lohp_jax.training.config import RunConfig, from_json, resolve
@@ -62,6 +63,7 @@ def generate(
         )
     if concrete and generator.check is not None:
         generator.check(context)
+    temperature = jnp.asarray(temperature, jnp.float32)  # 1 and 1.0 are one program
     return _generate(generator, context, key, temperature, num_samples, num_steps, float(guidance))
 
 

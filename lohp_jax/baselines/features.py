@@ -1,17 +1,10 @@
-"""What can be seen of a support without a network: its faults, its means, the names of its labels."""
+"""What can be seen of a support without a network: its faults, and the names of its labels."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lohp_jax.types import Params, PyTree
-
-
-def class_means(context: dict, num_classes: int) -> jax.Array:
-    """`[num_classes, pixels]` mean support image of each label."""
-    images = context["images"].reshape(len(context["images"]), -1)
-    member = jax.nn.one_hot(context["labels"], num_classes, dtype=images.dtype)
-    return (member.T @ images) / jnp.maximum(member.sum(axis=0), 1.0)[:, None]
 
 
 def relabel(params: Params, class_axes: PyTree | None, order: jax.Array) -> Params:

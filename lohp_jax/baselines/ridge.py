@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lohp_jax.baselines.features import check_context, class_means
+from lohp_jax.baselines.features import check_context
 from lohp_jax.codec import Codec
+from lohp_jax.policy.encoder import class_means
 from lohp_jax.types import Generator, TaskFamily
 
 _ALPHAS = np.logspace(-3, 4, 15)

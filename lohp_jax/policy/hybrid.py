@@ -34,9 +34,9 @@ class HybridConfig:
     """P_B: the bridge of the tube, or the network's backward head (as published)."""
     per_dimension: bool = True
     """One residual per weight; False sums them over the weights, as published."""
-    start_std: float = 0.3
+    start_std: float = 0.6
     """Width of the prior over starts and of the tube at step 0."""
-    end_std: float = 0.3
+    end_std: float = 0.6
     """Width of the tube at step N."""
     correlation: float = 0.5
     """Correlation of neighbouring states in the tube, in [0, 1)."""
@@ -135,7 +135,7 @@ def widths(policy: Policy) -> jax.Array:
     return gaussian.tube_std(policy.num_steps, policy.config.start_std, policy.config.end_std)
 
 
-def embed(policy: Policy, params: dict, context: dict, key: jax.Array) -> jax.Array:
+def embed(policy: Policy, params: dict, context: dict, key: jax.Array) -> PyTree:
     """Embedding of a context in training, now and then that of no context at all."""
     keep = jax.random.bernoulli(key, 1 - policy.config.condition_dropout)
     return policy.network.encode(params, context, keep.astype(jnp.float32))
@@ -180,13 +180,13 @@ def backward_kernel(
 def roll_out(
     policy: Policy,
     params: dict,
-    embedding: jax.Array,
+    embedding: PyTree,
     optimizer: jax.Array,
     key: jax.Array,
     *,
     temperature: jax.Array | float,
     num_steps: int | None = None,
-    unconditional: jax.Array | None = None,
+    unconditional: PyTree | None = None,
     guidance: float = 0.0,
 ) -> jax.Array:
     """Walks the forward policy from its prior; one `lax.scan`.
@@ -206,9 +206,9 @@ def roll_out(
     Returns: `[num_steps + 1, length, channels]` states.
     """
     count = policy.num_steps if num_steps is None else num_steps
-    start_key, *step_keys = jax.random.split(key, count + 1)
+    keys = jax.random.split(key, count + 1)
     shape = policy.codec.mask.shape
-    start = temperature * policy.config.start_std * jax.random.normal(start_key, shape)
+    start = temperature * policy.config.start_std * jax.random.normal(keys[0], shape)
     start = jnp.where(policy.codec.mask, start, 0.0)
 
     def step(state, inputs):
@@ -222,7 +222,7 @@ def roll_out(
         next_state = jnp.where(policy.codec.mask, drawn, 0.0)
         return next_state, next_state
 
-    _, states = jax.lax.scan(step, start, (jnp.arange(count), jnp.stack(step_keys)))
+    _, states = jax.lax.scan(step, start, (jnp.arange(count), keys[1:]))
     return jnp.concatenate([start[None], states])
 
 
@@ -235,7 +235,7 @@ def tube_states(policy: Policy, tokens: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def kernels_along(
-    policy: Policy, params: dict, embedding: jax.Array, example: Example, states: jax.Array
+    policy: Policy, params: dict, embedding: PyTree, example: Example, states: jax.Array
 ) -> tuple[Kernel, Kernel]:
     """Forward and backward kernels of every step of `states` `[N + 1, length, channels]`.
 

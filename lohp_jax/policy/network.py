@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lohp_jax.codec import Codec
-from lohp_jax.policy.encoder import SetEncoder
+from lohp_jax.policy.encoder import SetEncoder, class_means
 from lohp_jax.policy.unet import MLPTrunk, UNet
 from lohp_jax.types import PyTree
 
@@ -23,7 +23,7 @@ class NetworkConfig:
 
     trunk: str = "unet"
     """"unet", or "mlp" for a small number of weights."""
-    channels: int = 8
+    channels: int = 16
     """Weights per token."""
     widths: tuple[int, ...] = (64, 128)
     """Channels of each resolution of the U-Net, or widths of the layers of the MLP."""
@@ -65,13 +65,13 @@ class PolicyNetwork(NamedTuple):
 
     Attributes:
       init: `(key, context) -> params`.
-      encode: `(params, context, keep) -> embedding`; keep = 0 drops the context, 1 keeps it.
+      encode: `(params, context, keep) -> embedding`, a pytree; keep = 0 drops the context, 1 keeps it.
       heads: `(params, embedding, optimizer, step, state [length, channels]) -> Heads`.
       log_coefficient: `(params) -> [num_steps + 1]`, learned corrections to the log flow, last one 0.
     """
 
     init: Callable[[jax.Array, PyTree], hk.Params]
-    encode: Callable[..., jax.Array]
+    encode: Callable[..., PyTree]
     heads: Callable[..., Heads]
     log_coefficient: Callable[[hk.Params], jax.Array]
 
@@ -98,9 +98,12 @@ def make_policy_network(
         encoder = SetEncoder(config.embedding, num_labels)
         embedding = encoder(context["images"], context["labels"])
         unknown = hk.get_parameter("unknown", (1, config.embedding), init=jnp.zeros)
-        return keep * embedding + (1 - keep) * jnp.broadcast_to(unknown, embedding.shape)
+        unknown = jnp.broadcast_to(unknown, embedding.shape)
+        seen = where_read(codec, class_means(context, num_labels))
+        return keep * embedding + (1 - keep) * unknown, keep * seen
 
     def heads(embedding, optimizer, step, state):
+        embedding, seen = embedding
         style = hk.Embed(num_optimizers, config.embedding, name="optimizer")(optimizer)
         time = hk.Embed(num_steps, config.embedding, name="step")(step)
         situation = jnp.broadcast_to(style + time, (num_labels, config.embedding))
@@ -108,7 +111,7 @@ def make_policy_network(
         gain, offset = jnp.split(hk.Linear(2 * config.embedding)(situation), 2, axis=-1)
         condition = embedding * (1.0 + gain) + offset
         condition += jax.nn.silu(hk.Linear(config.embedding, name="condition")(condition))
-        x = jnp.concatenate([to_rows(codec, state), features], axis=-1)
+        x = jnp.concatenate([to_rows(codec, state), features, seen], axis=-1)
         trunk = TRUNKS[config.trunk](config.widths, 4 * channels, name="trunk")
         out = from_rows(codec, trunk(x, condition))
         return Heads(*jnp.split(out, 4, axis=-1))
@@ -132,6 +135,33 @@ def make_policy_network(
         return jnp.append(params["flow"]["log_coefficient"], 0.0)
 
     return PolicyNetwork(init, encode_fn, heads_fn, log_coefficient)
+
+
+def where_read(codec: Codec, means: jax.Array) -> jax.Array:
+    """The mean support image of each label, written where the network's first layer reads it.
+
+    A gradient of the first layer is an outer product with the input, so a weight moves as the pixel it
+    multiplies: beside the weight stands how this pixel differs between this label and the others, in
+    units of its spread, and its mean. Layers that do not read pixels get zeros.
+
+    Args:
+      codec: of the generated network.
+      means: `[labels, pixels]`.
+
+    Returns: `[labels, row, 2 * channels]`.
+    """
+    shapes = jax.eval_shape(codec.decode, jax.ShapeDtypeStruct(codec.mask.shape, means.dtype))
+    pixels = jnp.arange(1.0, means.shape[1] + 1)[:, None]  # 0 stands for none
+
+    def index(leaf):
+        reads = leaf.ndim == 2 and leaf.shape[0] == means.shape[1]
+        return jnp.broadcast_to(pixels, leaf.shape) if reads else jnp.zeros(leaf.shape)
+
+    read = to_rows(codec, codec.lay_out(jax.tree.map(index, shapes)))[0].astype(jnp.int32)
+    contrast = means - means.mean(axis=0, keepdims=True)
+    contrast = contrast / (jnp.std(contrast) + 1e-3)
+    values = [jnp.pad(x, ((0, 0), (1, 0)))[:, read] for x in (contrast, means)]
+    return jnp.concatenate(values, axis=-1)
 
 
 def to_rows(codec: Codec, tokens: jax.Array) -> jax.Array:

@@ -17,8 +17,8 @@ from lohp_jax.policy.network import NetworkConfig
 from lohp_jax.trajectories.matching import Matching
 
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
+def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}.")
 
 
@@ -56,8 +56,8 @@ class FamilyConfig:
 class PrepareConfig:
     """Stage 1, the trajectories."""
 
-    num_tasks: int = 300
-    """Training tasks."""
+    num_tasks: int | None = None
+    """Training tasks; unset for the family's default."""
     optimizers: tuple[str, ...] | None = None
     """Teachers, as "adam" or with a learning rate "adam:0.01"; unset for the family's default."""
     num_steps: int | None = None
@@ -69,8 +69,7 @@ class PrepareConfig:
 
     def __post_init__(self):
         _at_least("num_tasks", self.num_tasks, 2)
-        if self.num_steps is not None:
-            _at_least("num_steps", self.num_steps, 1)
+        _at_least("num_steps", self.num_steps, 1)
         if self.optimizers is not None:
             _at_least("the number of optimizers", len(self.optimizers), 1)
             for name in self.optimizers:
@@ -91,8 +90,8 @@ class TrainingConfig:
     """How the matched states are spread over a trajectory."""
     updates: int | None = None
     """Updates of the main method and of cloning; unset for the family's default."""
-    batch_size: int = 16
-    """Trajectories per update, an even number."""
+    batch_size: int | None = None
+    """Trajectories per update, an even number; unset for the family's default."""
     learning_rate: float = 3e-3
     """Peak of the schedule: a linear warm-up, then a cosine down to a hundredth."""
     clip_norm: float = 1.0
@@ -107,12 +106,9 @@ class TrainingConfig:
     """Updates between checkpoints, a multiple of log_every."""
 
     def __post_init__(self):
-        for name in ("log_every", "checkpoint_every"):
+        for name in ("log_every", "checkpoint_every", "compression", "updates"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("compression", "updates"):
-            if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
-        if self.batch_size < 2 or self.batch_size % 2:
+        if self.batch_size is not None and (self.batch_size < 2 or self.batch_size % 2):
             raise ValueError(f"batch_size must be even and at least 2, got {self.batch_size}.")
         for name in ("learning_rate", "clip_norm"):
             _finite(name, getattr(self, name), zero=False)
@@ -187,13 +183,17 @@ class RunConfig:
 _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "digits_5way": {
         "tasks": {"network": "linear", "shots": 10},
-        "prepare": {"optimizers": ("sgd:1", "adam:0.1", "sam:1"), "num_steps": 20},
-        "training": {"compression": 4, "updates": 600},
+        "prepare": {
+            "optimizers": ("sgd:1", "adam:0.1", "sam:1"),
+            "num_steps": 20,
+            "num_tasks": 300,
+        },
+        "training": {"compression": 4, "updates": 450, "batch_size": 16},
     },
     "digits_partitions": {
         "tasks": {"network": "mlp", "shots": 50},
-        "prepare": {"optimizers": ("sgd:0.3", "adam:0.01", "sam:0.3"), "num_steps": 100},
-        "training": {"compression": 20, "updates": 1200},
+        "prepare": {"optimizers": ("adam:0.01",), "num_steps": 60, "num_tasks": 1000},
+        "training": {"compression": 20, "updates": 1500, "batch_size": 32},
     },
 }
 

@@ -98,7 +98,6 @@ def make_policy(config: RunConfig, family: TaskFamily, frame: Frame, method: str
         scale=frame.scale,
         class_axes=family.class_axes,
     )
-    raw = make_codec(frame.theta_0, channels=channels, class_axes=family.class_axes)
     unit = jax.tree.map(
         lambda p: p / jnp.maximum(jnp.sqrt(jnp.mean(p**2)), jnp.finfo(p.dtype).tiny), frame.theta_0
     )
@@ -107,7 +106,7 @@ def make_policy(config: RunConfig, family: TaskFamily, frame: Frame, method: str
     network = make_policy_network(
         codec,
         config.network,
-        raw.encode(unit),
+        codec.lay_out(unit),
         num_steps=num_steps,
         num_optimizers=len(config.prepare.optimizers),
     )

@@ -70,27 +70,27 @@ def test_adapt_can_be_mapped_over_learning_rates():
 
 @pytest.fixture
 def small_grid(monkeypatch):
-    monkeypatch.setattr(adaptation, "LEARNING_RATES", (0.001, 0.1, 1.0))
+    monkeypatch.setattr(adaptation, "LEARNING_RATES", (0.1, 1.0, 10.0))
     monkeypatch.setattr(adaptation, "NUM_STEPS", 12)
     monkeypatch.setattr(adaptation, "_RECORD_EVERY", 3)
 
 
 def tasks():
     """Queries at half of what their supports say: adapting for too long overshoots."""
-    contexts = jnp.array([[1.0, -1.0, 0.8], [0.9, 1.2, -1.0]])
+    contexts = jnp.array([[1.0, -1.0, 0.8], [0.2, 0.3, -0.2]])
     return contexts / 2, contexts
 
 
 def test_tune_picks_the_best_of_the_table(small_grid):
     data, contexts = tasks()
     table = {}
-    for rate in (0.001, 0.1, 1.0):
+    for rate in (0.1, 1.0, 10.0):
         runs = [adam_loop(context, rate, 12) for context in contexts]
         for step in (3, 6, 9, 12):
             ends = [jax.tree.map(lambda leaf, step=step: leaf[step], run) for run in runs]
             table[rate, step] = -np.mean([distance(*p) for p in zip(ends, data, strict=True)])
     best = max(table, key=table.get)
-    assert best == (0.1, 6)  # inside the grid, so that every wrong axis shows
+    assert best == (1.0, 6)  # inside the grid
     assert tune(FAMILY, START, data, contexts) == Tuned(*best)
 
 

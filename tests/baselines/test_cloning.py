@@ -15,7 +15,9 @@ from lohp_jax.policy.network import Heads, PolicyNetwork
 
 NUM_STEPS = 2
 CODEC = make_codec({"w": jnp.zeros(3)}, channels=2)
-CONFIG = HybridConfig(condition_dropout=0.0, start_std=0.1, end_std=0.3, correlation=0.5)
+CONFIG = HybridConfig(
+    condition_dropout=0.0, start_std=0.1, end_std=0.3, correlation=0.5, log_std_range=1.0
+)
 KEY = jax.random.key(0)
 NETWORK = PolicyNetwork(
     init=lambda key, context: None,

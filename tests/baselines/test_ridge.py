@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 
 from lohp_jax.baselines import ridge as ridge_module
-from lohp_jax.baselines.features import class_means
 from lohp_jax.baselines.ridge import ridge
 from lohp_jax.codec import make_codec
 from lohp_jax.generation import generate
+from lohp_jax.policy.encoder import class_means
 from lohp_jax.types import TaskFamily
 
 NUM_CLASSES, SHAPE, NUM_TASKS = 2, (2, 1, 1), 30

@@ -42,6 +42,13 @@ def test_the_order_of_the_examples_does_not_matter(encode):
     )
 
 
+def test_seeing_the_examples_of_a_label_twice_changes_nothing(encode):
+    twice = np.append(np.arange(len(LABELS)), np.flatnonzero(LABELS == 0))
+    np.testing.assert_allclose(
+        encode(IMAGES[twice], LABELS[twice]), encode(IMAGES, LABELS), rtol=1e-5, atol=1e-5
+    )
+
+
 def test_every_row_depends_on_the_examples_of_every_label(encode):
     changed = IMAGES.copy()
     changed[0] = 1 - changed[0]

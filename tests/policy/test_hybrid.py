@@ -16,7 +16,14 @@ NUM_STEPS = 3
 CODEC = make_codec({"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}, channels=2)
 MASK = CODEC.mask  # [4, 2], 7 weights and one number of padding
 REAL = np.flatnonzero(MASK)
-CERTAIN = HybridConfig(condition_dropout=0.0, on_policy=0.1, start_std=0.1)
+CERTAIN = HybridConfig(
+    condition_dropout=0.0,
+    on_policy=0.1,
+    start_std=0.1,
+    end_std=0.3,
+    correlation=0.5,
+    log_std_range=1.0,
+)
 LITERAL = dataclasses.replace(PRESETS["paper_literal"], condition_dropout=0.0)
 KEY = jax.random.key(0)
 FORMS = {

@@ -10,6 +10,7 @@ from lohp_jax.policy.network import (
     from_rows,
     make_policy_network,
     to_rows,
+    where_read,
 )
 
 NUM_STEPS, NUM_OPTIMIZERS, NUM_CLASSES = 2, 2, 3
@@ -81,7 +82,7 @@ def test_heads_and_log_coefficient_start_at_zero(trunk, codec):
         return embedding, heads, network.log_coefficient(params)
 
     embedding, heads, log_coefficient = start(jax.random.key(0))
-    assert np.abs(embedding).max() > 0
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(embedding))
     for head in heads:
         np.testing.assert_array_equal(head, np.zeros(codec.mask.shape))
     np.testing.assert_array_equal(log_coefficient, np.zeros(NUM_STEPS + 1))
@@ -153,6 +154,28 @@ def test_a_row_is_the_network_as_its_label_sees_it():
         np.testing.assert_array_equal(row, alone.encode(own))
 
 
+def test_pixels_stand_beside_the_weights_that_multiply_them():
+    """Images of 4 pixels: beside column c of the head's w `[4, 3]`, the mean image of label c."""
+    means = np.random.default_rng(3).uniform(size=(NUM_CLASSES, 4)).astype(np.float32)
+    contrast = np.float64(means) - np.float64(means).mean(axis=0)
+    contrast /= contrast.std() + 1e-3
+    seen = where_read(CODEC, jnp.asarray(means))
+    for part, expected in zip(jnp.split(seen, 2, axis=-1), (contrast, means), strict=True):
+        beside = CODEC.decode(from_rows(CODEC, part))
+        np.testing.assert_allclose(beside["head"]["w"], expected.T, rtol=1e-4, atol=1e-6)
+        assert not beside["head"]["b"].any() and not beside["body"]["w"].any()
+
+
+def test_every_label_sees_its_own_pixels_beside_shared_weights():
+    weights = {"body": {"w": np.zeros((4, 2), np.float32)}, "head": WEIGHTS["head"]}
+    codec = make_codec(weights, channels=3, class_axes=CLASS_AXES)
+    means = np.random.default_rng(3).uniform(size=(NUM_CLASSES, 4)).astype(np.float32)
+    shared = where_read(codec, jnp.asarray(means))[:, : codec.shared_length, 3:]
+    for c in range(NUM_CLASSES):
+        expected = np.repeat(means[c], 2)  # [4, 2] weights, row by row
+        np.testing.assert_allclose(shared[c].ravel()[:8], expected, rtol=1e-6)
+
+
 def test_shared_tokens_are_the_mean_of_what_the_labels_say():
     rows = np.random.default_rng(2).normal(size=(NUM_CLASSES, 5, 2)).astype(np.float32)
     shared = from_rows(CODEC, jnp.asarray(rows))[: CODEC.shared_length]
@@ -165,8 +188,8 @@ def test_shared_tokens_are_the_mean_of_what_the_labels_say():
     "config, message",
     [
         ({"trunk": "nuet"}, r"trunk must be .*\['mlp', 'unet'\], got 'nuet'; did you mean 'unet'"),
-        ({"channels": 0}, "channels and embedding must be at least 1, got 0, 128"),
-        ({"embedding": 0}, "channels and embedding must be at least 1, got 8, 0"),
+        ({"channels": 0, "embedding": 8}, "channels and embedding must be at least 1, got 0, 8"),
+        ({"channels": 8, "embedding": 0}, "channels and embedding must be at least 1, got 8, 0"),
         ({"widths": ()}, r"widths must be positive and at least one, got \(\)"),
         ({"widths": (8, 0)}, r"widths must be positive and at least one, got \(8, 0\)"),
     ],

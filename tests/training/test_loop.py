@@ -186,7 +186,7 @@ def test_interrupted_run_is_saved_and_goes_on(whole, tmp_path, after):
 
 def test_run_interrupted_again_and_again(whole, tmp_path):
     directory = tmp_path / "run"
-    for _ in range(6):
+    for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             run(directory, on_progress=Stop(1))
     assert_identical(run(directory), whole[1])
@@ -206,9 +206,10 @@ def test_run_that_died_goes_on_from_its_checkpoint(whole, tmp_path, after):
 
 def test_interrupt_between_line_and_report_leaves_one_line_a_chunk(whole, tmp_path):
     def append_and_stop(path, values):
-        actual(path, values)
+        line = actual(path, values)
         if values["step"] == 6:
             raise KeyboardInterrupt
+        return line
 
     actual, directory = metrics.append_line, tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -285,14 +286,16 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("spoil", BAD.values(), ids=BAD)
-@pytest.mark.parametrize("update, good", [(1, 0), (7, 6), (8, 6)])
-def test_divergence_stops_with_the_last_good_state(tmp_path, spoil, update, good):
+@pytest.mark.parametrize(
+    "spoiled_by, update, good",
+    [("nan loss", 1, 0), ("nan loss", 7, 6), ("infinite loss", 8, 6), ("nan gradient", 8, 6)],
+)
+def test_divergence_stops_with_the_last_good_state(tmp_path, spoiled_by, update, good):
     """One update draws an example that spoils its loss or its gradient."""
 
     def spoiled(params, example, key):
         loss, info = objective(params, example, key)
-        return spoil(loss, params, example.optimizer < 0), info
+        return BAD[spoiled_by](loss, params, example.optimizer < 0), info
 
     def draw_bad(key, dataset, first_step, *, num_steps, batch_size):
         batch = draw(key, dataset, first_step, num_steps=num_steps, batch_size=batch_size)
@@ -312,13 +315,12 @@ def test_divergence_stops_with_the_last_good_state(tmp_path, spoil, update, good
     step, saved = checkpoint.restore(folder, {"state": fresh_state(), "frame": FRAME})
     assert step == saved["state"].step == good
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved["state"]))
-    assert metrics.read_lines(directory / "metrics.jsonl", "lohp")[-1:] == [] or (
-        lines(directory)[-1]["step"] == good
-    )
+    logged = metrics.read_lines(directory / "metrics.jsonl", "lohp")
+    assert [line["step"] for line in logged] == list(range(2, good + 1, 2))
     assert run(directory).step == 12  # without the bad example
 
 
-@pytest.mark.parametrize("log_every, shapes", [(2, 1), (4, 1), (5, 2), (50, 1)])
+@pytest.mark.parametrize("log_every, shapes", [(4, 1), (5, 2)])
 def test_each_shape_compiles_once(tmp_path, log_every, shapes):
     traced = []
 
