@@ -1,4 +1,4 @@
-"""Does Lo-Hp generate better weights than what a user would try first?
+"""Compares Lo-Hp with what a user would try first, over settings and seeds.
 
 Runs `lohp run` for each setting and seed, each in a process of its own, and gathers the rows:
 

@@ -213,11 +213,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # of the parser: 0 after --help, 2 after a bad flag
         return int(stop.code or 0)
     except KeyboardInterrupt:
-        return _fail(
+        _fail(
             "interrupted; what was finished is saved. Go on with the same command "
             "(run, prepare and train: with --resume).",
             1,
         )
+        if arguments is None:  # a compilation cut off runs on in XLA; Python's shutdown would crash
+            sys.stdout.flush()
+            os._exit(1)
+        return 1
     except BrokenPipeError:  # whoever read our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -271,35 +271,73 @@ def test_interrupted_preparation_is_resumed(whole, tmp_path, monkeypatch):
     assert stores[0] == stores[1]
 
 
-def test_signal_in_mid_training_leaves_a_resumable_run(tmp_path):
-    directory = tmp_path / "run"
-    endless = ("--training.updates", 1_000_000, "--training.checkpoint-every", 1_000_000)
-    assert lohp("prepare", "--out", directory, *TINY, *endless)[0] == 0
-    code = "import sys; from lohp_jax.cli import main; sys.exit(main())"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    if cache := jax.config.jax_compilation_cache_dir:
-        environment |= {"JAX_COMPILATION_CACHE_DIR": cache}
-    process = subprocess.Popen(
+LOHP = """
+import sys
+from lohp_jax.cli import main
+sys.exit(main())
+"""
+LOHP_INTERRUPTED_IN_COMPILATION = """
+import os, signal, sys, threading
+from lohp_jax.cli import main
+from lohp_jax.training import loop
+
+def scan_updates(update, actual=loop.scan_updates):
+    def run(*args, **kwargs):
+        traced = actual(update)(*args, **kwargs)
+        threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return traced
+    return run
+
+loop.scan_updates = scan_updates
+sys.exit(main())
+"""
+
+
+@pytest.fixture
+def endless(tmp_path):
+    """A prepared run that would train for days."""
+    updates = ("--training.updates", 1_000_000, "--training.checkpoint-every", 1_000_000)
+    assert lohp("prepare", "--out", tmp_path / "run", *TINY, *updates)[0] == 0
+    return tmp_path / "run"
+
+
+def start_training(directory, code, **environment):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | environment
+    return subprocess.Popen(
         [sys.executable, "-c", code, "train", "--out", directory, "--method", "cloning"],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def assert_interrupted(process):
     try:
-        deadline = time.monotonic() + 180
-        while not (directory / "metrics.jsonl").exists() and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 1, err
-    assert not out and "interrupted; " in err and "--resume" in err and "Traceback" not in err
-    done = runs.trained_steps(directory, "cloning")
-    assert done == metrics.read_lines(directory / "metrics.jsonl", "cloning")[-1]["step"] > 0
-    assert all(np.isfinite(leaf).all() for leaf in trained(directory, "cloning"))
+    assert not out and "lohp: interrupted; " in err and "--resume" in err
+    assert "Traceback" not in err
+
+
+def test_signal_in_mid_training_leaves_a_resumable_run(endless):
+    cache = jax.config.jax_compilation_cache_dir or ""
+    process = start_training(endless, LOHP, JAX_COMPILATION_CACHE_DIR=cache)
+    deadline = time.monotonic() + 180
+    while not (endless / "metrics.jsonl").exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert_interrupted(process)
+    done = runs.trained_steps(endless, "cloning")
+    assert done == metrics.read_lines(endless / "metrics.jsonl", "cloning")[-1]["step"] > 0
+    assert all(np.isfinite(leaf).all() for leaf in trained(endless, "cloning"))
+
+
+def test_signal_in_mid_compilation_ends_cleanly(endless):
+    assert_interrupted(start_training(endless, LOHP_INTERRUPTED_IN_COMPILATION))
 
 
 @pytest.mark.parametrize(

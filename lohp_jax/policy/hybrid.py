@@ -34,9 +34,9 @@ class HybridConfig:
     """P_B: the bridge of the tube, or the network's backward head (as published)."""
     per_dimension: bool = True
     """One residual per weight; False sums them over the weights, as published."""
-    start_std: float = 0.6
+    start_std: float = 0.3
     """Width of the prior over starts and of the tube at step 0."""
-    end_std: float = 0.6
+    end_std: float = 0.3
     """Width of the tube at step N."""
     correlation: float = 0.5
     """Correlation of neighbouring states in the tube, in [0, 1)."""

@@ -25,7 +25,7 @@ class NetworkConfig:
     """"unet", or "mlp" for a small number of weights."""
     channels: int = 16
     """Weights per token."""
-    widths: tuple[int, ...] = (64, 128)
+    widths: tuple[int, ...] = (32, 64)
     """Channels of each resolution of the U-Net, or widths of the layers of the MLP."""
     embedding: int = 128
     """Size of the embedding of a label's support examples."""

@@ -47,10 +47,13 @@ def drop_lines_after(path: str | os.PathLike, method: str, step: int) -> None:
 
 
 def freeze_alarm(means: dict[str, Any], history: Sequence[dict[str, Any]]) -> dict[str, bool]:
-    """Whether a policy froze: its loss fell, yet its roll-out covers next to no distance.
+    """Whether a policy froze: its loss fell, yet its roll-out goes next to nowhere.
+
+    What counts is the distance along the stored displacement, as a share of it: noise alone covers
+    distance, too.
 
     Args:
-      means: of the newest chunk, with `loss` and, of policies that roll out, `progress`.
+      means: of the newest chunk, with `loss` and, of policies that roll out, `progress` and `cosine`.
       history: lines of the same method before it.
 
     Returns: `frozen`, or nothing where there is no `progress`.
@@ -58,7 +61,8 @@ def freeze_alarm(means: dict[str, Any], history: Sequence[dict[str, Any]]) -> di
     if "progress" not in means:
         return {}
     fell = bool(history) and bool(means["loss"] < history[0]["loss"])
-    return {"frozen": fell and bool(means["progress"] < _LEAST_PROGRESS)}
+    along = means["progress"] * means["cosine"]
+    return {"frozen": fell and bool(along < _LEAST_PROGRESS)}
 
 
 def _is_after(line: str, method: str, step: int) -> bool:

@@ -42,8 +42,9 @@ def make_optimizer(
     *, learning_rate: float, clip_norm: float, updates: int
 ) -> optax.GradientTransformation:
     """Adam behind a global clip, with linear warm-up over a tenth and cosine decay to a hundredth."""
+    warmup = updates // 10
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, max(1, updates // 10), updates, learning_rate / 100
+        0.0 if warmup else learning_rate, learning_rate, warmup, updates, learning_rate / 100
     )
     return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(schedule))
 

@@ -29,7 +29,7 @@ EVERYTHING_SET = RunConfig(
     prepare=PrepareConfig(7, ("adam", "sgd:0.5"), 12, "independent", 0.5),
     network=NetworkConfig("mlp", 4, (8, 16), 12),
     balance=HybridConfig(reward="end", perturb=False, lambda_=0.5),
-    training=TrainingConfig(compression=3, matching="loss", updates=4, anchor=0.5),
+    training=TrainingConfig(3, "loss", 4, batch_size=8, anchor=0.5),
     evaluation=EvaluationConfig(9),
 )
 

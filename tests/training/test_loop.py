@@ -66,7 +66,8 @@ DATASET = Dataset(
 def objective(params, example, key):
     noise = 0.1 * jax.random.normal(key, (3,))
     error = params["w"] * example.context["x"] + params["b"] + noise - example.tokens[-1, 0]
-    return jnp.sum(error**2), {"progress": jnp.sum(params["b"] ** 2), "error": jnp.abs(error)}
+    moved = {"progress": jnp.sum(params["b"] ** 2), "cosine": jnp.float32(1.0)}
+    return jnp.sum(error**2), {**moved, "error": jnp.abs(error)}
 
 
 @contextlib.contextmanager
@@ -134,7 +135,7 @@ def test_a_run_leaves_metrics_checkpoints_and_its_last_state(whole):
     assert found[-1]["loss"] < found[0]["loss"]
     assert set(found[0]) == {
         *("method", "step", "updates_per_second", "loss", "gradient_norm", "gradient_snr"),
-        *("progress", "error", "frozen"),
+        *("progress", "cosine", "error", "frozen"),
     }
 
 
@@ -347,7 +348,8 @@ def test_strategies_give_the_same_run(whole, tmp_path, strategy):
 
 def test_frozen_policy_raises_the_alarm(tmp_path):
     def frozen(params, example, key):
-        return jnp.sum(params["b"] - 1.0), {"progress": jnp.float32(0.05)}
+        moved = {"progress": jnp.float32(0.05), "cosine": jnp.float32(1.0)}
+        return jnp.sum(params["b"] - 1.0), moved
 
     run(tmp_path / "run", objective=frozen)
     assert [line["frozen"] for line in lines(tmp_path / "run")] == [False] + 5 * [True]

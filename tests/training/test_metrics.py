@@ -78,12 +78,19 @@ def test_nothing_is_dropped_where_there_is_no_file(path):
 
 
 @pytest.mark.parametrize(
-    "loss, progress, frozen",
-    [(0.5, 0.05, True), (0.5, 0.5, False), (2.0, 0.05, False), (1.0, 0.05, False)],
+    "loss, progress, cosine, frozen",
+    [
+        (0.5, 0.05, 1.0, True),
+        (0.5, 0.5, 1.0, False),
+        (0.5, 0.5, 0.1, True),  # noise alone: far, but not along
+        (2.0, 0.05, 1.0, False),
+        (1.0, 0.05, 1.0, False),
+    ],
 )
-def test_frozen_is_a_loss_that_falls_while_nothing_moves(loss, progress, frozen):
+def test_frozen_is_a_loss_that_falls_while_nothing_moves(loss, progress, cosine, frozen):
     history = [{"loss": 1.0, "progress": 0.5}, {"loss": 3.0, "progress": 0.5}]
-    means = {"loss": np.float32(loss), "progress": np.float32(progress)}
+    means = {"loss": loss, "progress": progress, "cosine": cosine}
+    means = {name: np.float32(value) for name, value in means.items()}
     assert metrics.freeze_alarm(means, history) == {"frozen": frozen}
     assert metrics.freeze_alarm(means, []) == {"frozen": False}
 
