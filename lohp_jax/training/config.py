@@ -188,7 +188,7 @@ _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
             "num_steps": 20,
             "num_tasks": 300,
         },
-        "training": {"compression": 4, "updates": 450, "batch_size": 16},
+        "training": {"compression": 4, "updates": 700, "batch_size": 16},
     },
     "digits_partitions": {
         "tasks": {"network": "mlp", "shots": 50},

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import os
 import shutil
 
@@ -140,9 +141,14 @@ def test_progress_counts_to_the_end(tmp_path):
 
 
 def test_each_optimizer_compiles_once(tmp_path, monkeypatch):
-    traced = []
-    actual = module._run
-    monkeypatch.setattr(module, "_run", lambda *args: traced.append(args[1]) or actual(*args))
+    traced, actual = [], module._run
+
+    @functools.wraps(actual)
+    def counted(*args):
+        traced.append(None)
+        return actual(*args)
+
+    monkeypatch.setattr(module, "_run", counted)
     run(tmp_path / "store")
     assert len(traced) == 2
 
