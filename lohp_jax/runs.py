@@ -176,11 +176,9 @@ def evaluate_run(
     for method, produce in producers.items():
         announce(method)
         producer = scores.make_producer(produce)
-        weights = producer.many(tasks.contexts, tasks.keys)
-        accuracy = scores.accuracies(family, weights, tasks.data)
         cost = tuned.num_steps if method == "same_support_adam" else 0
-        latency = scores.latency(producer, tasks)
-        rows.append(_row(config, method, accuracy, gradients=cost, latency=latency))
+        row, weights = _score(config, family, tasks, method, producer, gradients=cost)
+        rows.append(row)
         if method in trained:
             honest[method] = honesty(
                 family,
@@ -191,17 +189,18 @@ def evaluate_run(
                 teacher_weights=_ends(taught),
                 training_tokens=dataset.tokens[_imitated(frame, dataset), -1],
             )
+    about = _describe(config, frame, store)
     drawn = figures(
         family,
         trained["lohp"],
         tasks,
         codec=policy.codec,
-        teacher=teacher_names(config)[int(frame.optimizer)],
+        teacher=about["imitated"],
         taught=taught,
         compression=config.training.compression,
     )
     results = {
-        **_describe(config, frame, store),
+        **about,
         "num_weights": int(policy.codec.mask.sum()),
         "same_support_adam": tuned._asdict(),
         "rows": rows,
@@ -353,6 +352,22 @@ def _score_teachers(
         if index == int(frame.optimizer):
             imitated = trajectories
     return rows, imitated
+
+
+def _score(
+    config: RunConfig,
+    family: TaskFamily,
+    tasks: scores.TaskBatch,
+    method: str,
+    producer: scores.Producer,
+    *,
+    gradients: int,
+) -> tuple[dict[str, Any], Params]:
+    """Row of a method that makes weights from contexts, and the weights, leading axis R."""
+    weights = producer.many(tasks.contexts, tasks.keys)
+    accuracy = scores.accuracies(family, weights, tasks.data)
+    latency = scores.latency(producer, tasks)
+    return _row(config, method, accuracy, gradients=gradients, latency=latency), weights
 
 
 def _describe(config: RunConfig, frame: Frame, store: Store) -> dict[str, Any]:

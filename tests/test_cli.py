@@ -489,8 +489,8 @@ def test_full_disk_while_writing_the_config(tmp_path, monkeypatch):
     assert contents(tmp_path) == {}
 
 
-@pytest.mark.parametrize("name", ["results.json", "figures.json"])
-def test_full_disk_while_writing_results(copied, monkeypatch, name):
+def test_full_disk_while_writing_results(copied, monkeypatch):
+    name = "results.json"
     monkeypatch.setattr(runs.scores, "latency", lambda *_: (1.0, 1.0))
     before = contents(copied)
     fill_disk(monkeypatch, name)
