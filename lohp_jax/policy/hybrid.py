@@ -323,28 +323,30 @@ def hybrid_loss(
     drop_key, tube_key, roll_key = jax.random.split(key, 3)
     embedding = embed(policy, params, example.context, drop_key)
 
+    paths = [tube_states(policy, example.tokens, tube_key)]
+    if config.on_policy:
+        frozen = jax.lax.stop_gradient((params, embedding))
+        states = roll_out(policy, *frozen, example.optimizer, roll_key, temperature=1.0)
+        paths.append(jax.lax.stop_gradient(states))
+
     def term(states):
         kernels = kernels_along(policy, params, embedding, example, states)
         by_weight = residuals(policy, params, example, states, *kernels)
         loss = jnp.mean(jax.vmap(lambda r: balance.lohp_loss(r, lambda_=config.lambda_))(by_weight))
-        return loss, by_weight, kernels
+        length = jax.vmap(balance.residual_by_length)(by_weight).mean(axis=0)
+        log_stds = [_weights(policy, kernel.log_std).mean(axis=-1) for kernel in kernels]
+        return loss, length, *log_stds
 
-    off, off_residuals, off_kernels = term(tube_states(policy, example.tokens, tube_key))
+    terms, *described = jax.vmap(term)(jnp.stack(paths))  # one call of the network for both
+    names = ("residual_by_length", "log_std", "backward_log_std")
     coefficient = policy.network.log_coefficient(params)
-    info = {
-        "off_policy": off,
-        "residual_by_length": jax.vmap(balance.residual_by_length)(off_residuals).mean(axis=0),
-        "log_coefficient": coefficient,
-        "log_std": _weights(policy, off_kernels[0].log_std).mean(axis=-1),
-        "backward_log_std": _weights(policy, off_kernels[1].log_std).mean(axis=-1),
-    }
-    loss = config.off_policy * off + config.coefficient_penalty * jnp.mean(coefficient**2)
+    info = {name: values[0] for name, values in zip(names, described, strict=True)}
+    info |= {"off_policy": terms[0], "log_coefficient": coefficient}
+    penalty = config.coefficient_penalty * jnp.mean(coefficient**2)
+    loss = config.off_policy * terms[0] + penalty
     if config.on_policy:
-        frozen = jax.lax.stop_gradient((params, embedding))
-        states = roll_out(policy, *frozen, example.optimizer, roll_key, temperature=1.0)
-        on, *_ = term(jax.lax.stop_gradient(states))
-        loss += config.on_policy * on
-        info |= {"on_policy": on} | displacement(states, example.tokens)
+        loss += config.on_policy * terms[1]
+        info |= {"on_policy": terms[1]} | displacement(states, example.tokens)
     return loss, info
 
 

@@ -154,7 +154,8 @@ def _newest_or_fresh(
     params: dict | None,
 ) -> TrainState:
     if checkpoint.latest_step(folder) is None:
-        state = jax.jit(fresh)(key)
+        quickly = {"xla_backend_optimization_level": 0}  # runs once: halves its compilation
+        state = jax.jit(fresh, compiler_options=quickly)(key)
         return state if params is None else state._replace(params=params)
     template = {"state": jax.eval_shape(fresh, key), "frame": frame}
     return checkpoint.restore(folder, template)[1]["state"]
