@@ -271,13 +271,17 @@ def test_interrupted_preparation_is_resumed(whole, tmp_path, monkeypatch):
     assert stores[0] == stores[1]
 
 
+FROM_A_TERMINAL = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+"""
 LOHP = """
 import sys
 from lohp_jax.cli import main
 sys.exit(main())
 """
 LOHP_INTERRUPTED_IN_COMPILATION = """
-import os, signal, sys, threading
+import os, sys, threading
 from lohp_jax.cli import main
 from lohp_jax.training import loop
 
@@ -303,8 +307,9 @@ def endless(tmp_path):
 
 def start_training(directory, code, **environment):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | environment
+    arguments = ["train", "--out", directory, "--method", "cloning"]
     return subprocess.Popen(
-        [sys.executable, "-c", code, "train", "--out", directory, "--method", "cloning"],
+        [sys.executable, "-c", FROM_A_TERMINAL + code, *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
