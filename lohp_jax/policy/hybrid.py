@@ -87,8 +87,8 @@ PRESETS = {
         coefficient_penalty=0.0,
     ),
 }
-"""`paper_literal` is kept to be seen failing: `end` rewards cannot all be met, and a learned P_B
-leaves the speed of the policy free, so that the loss falls while the weights stay useless."""
+"""`paper_literal` is kept for comparison, and falls far behind: `end` rewards cannot all be met, and a
+learned P_B leaves the speed of the policy free, so that a lower loss need not mean better weights."""
 
 
 class Policy(NamedTuple):

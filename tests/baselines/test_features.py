@@ -63,7 +63,8 @@ check = functools.partial(check_context, num_classes=NUM_CLASSES, image_shape=SH
 
 @pytest.mark.parametrize("convert", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
 def test_a_good_context_passes(convert):
-    check({name: convert(x) for name, x in CONTEXT.items()} | {"optimizer": 0})
+    context = {name: convert(x) for name, x in CONTEXT.items()} | {"optimizer": 0}
+    assert check(context) is None
 
 
 def with_value(value):
