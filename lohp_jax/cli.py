@@ -332,13 +332,12 @@ def _print_results(results: dict[str, Any], as_json: bool) -> None:
     for column in ("method", "accuracy", "worst task", "gradients", "ms each"):
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for row in sorted(results["rows"], key=lambda row: -row["accuracy"]):
-        latency = row["latency_ms_p50"]
         table.add_row(
             row["method"],
             f"{row['accuracy']:.3f} ± {row['accuracy_std'] / row['num_tasks'] ** 0.5:.3f}",
             f"{row['accuracy_min']:.3f}",
             str(row["gradients"]),
-            "" if latency is None else f"{latency:.2f}",
+            f"{row['latency_ms_p50']:.2f}",
         )
     rich.console.Console().print(table)
 

@@ -8,8 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lohp_jax.baselines.features import check_context, relabel
-from lohp_jax.policy.encoder import class_means
+from lohp_jax.baselines.features import canonical_order, check_context, relabel
 from lohp_jax.policy.hybrid import Policy, roll_out
 from lohp_jax.training import checkpoint
 from lohp_jax.training.config import RunConfig, from_json, resolve
@@ -82,10 +81,9 @@ def policy_generator(
 ) -> Generator:
     """Wraps a trained policy as a `Generator`.
 
-    Labels are first put into an order that depends on their examples alone, and the generated weights
-    are renamed back, so that permuting the labels of a support permutes the head and nothing else,
-    whatever theta_0 is. A context may carry `optimizer`, the index of the kind of trajectory to
-    imitate, in place of the default.
+    Labels are first put into their canonical order and the generated weights are renamed back, so that
+    permuting the labels of a support permutes the head and nothing else, whatever theta_0 is. A context
+    may carry `optimizer`, the index of the kind of trajectory to imitate, in place of the default.
 
     Args:
       policy: of `make_policy`.
@@ -107,8 +105,7 @@ def policy_generator(
                 "its context; train one with condition_dropout > 0, e.g. 0.1."
             )
         network_params, default = params
-        rank = canonical_rank(context, family.num_classes)
-        ordered = {"images": context["images"], "labels": rank[context["labels"]]}
+        ordered, rank = canonical_order(family, context)
         encode = functools.partial(policy.network.encode, network_params, ordered)
         states = roll_out(
             policy,
@@ -137,16 +134,6 @@ def policy_generator(
         ),
         path=path,
     )
-
-
-def canonical_rank(context: dict, num_classes: int) -> jax.Array:
-    """`[num_classes]` place of each label in an order that ignores how the labels are numbered.
-
-    Labels are sorted by a fixed random projection of their mean support image.
-    """
-    means = class_means(context, num_classes)
-    direction = jax.random.normal(jax.random.key(0), means.shape[1:])
-    return jnp.argsort(jnp.argsort(means @ direction))
 
 
 def image_shape(family: TaskFamily) -> tuple[int, ...]:

@@ -345,10 +345,16 @@ def _score_teachers(
     for index, method in enumerate(teacher_names(config)):
         announce(method)
         name = config.prepare.optimizers[index]
-        trajectories = scores.teach(family, name, frame.theta_0, tasks, num_steps)
-        accuracy = scores.accuracies(family, _ends(trajectories), tasks.data)
-        per_step = 2 if name.startswith("sam") else 1
-        rows.append(_row(config, method, accuracy, gradients=per_step * num_steps))
+        producer = scores.teacher(family, name, frame.theta_0, num_steps)
+        trajectories = producer.many(tasks.data, tasks.keys)
+        row = scores.make_row(
+            method,
+            config.seed,
+            scores.accuracies(family, _ends(trajectories), tasks.data),
+            gradients=(2 if name.startswith("sam") else 1) * num_steps,
+            latency=scores.latency(producer, tasks.data, tasks.keys),
+        )
+        rows.append(row)
         if index == int(frame.optimizer):
             imitated = trajectories
     return rows, imitated
@@ -365,9 +371,14 @@ def _score(
 ) -> tuple[dict[str, Any], Params]:
     """Row of a method that makes weights from contexts, and the weights, leading axis R."""
     weights = producer.many(tasks.contexts, tasks.keys)
-    accuracy = scores.accuracies(family, weights, tasks.data)
-    latency = scores.latency(producer, tasks)
-    return _row(config, method, accuracy, gradients=gradients, latency=latency), weights
+    row = scores.make_row(
+        method,
+        config.seed,
+        scores.accuracies(family, weights, tasks.data),
+        gradients=gradients,
+        latency=scores.latency(producer, tasks.contexts, tasks.keys),
+    )
+    return row, weights
 
 
 def _describe(config: RunConfig, frame: Frame, store: Store) -> dict[str, Any]:
@@ -398,10 +409,6 @@ def _tune(config: RunConfig, family: TaskFamily, frame: Frame) -> adaptation.Tun
 def _ends(trajectory: Trajectory) -> Params:
     """End weights of a batch of trajectories, leading axis R."""
     return jax.tree.map(lambda leaf: leaf[:, -1], trajectory.states)
-
-
-def _row(config, method, accuracy, *, gradients, latency=(None, None)) -> dict[str, Any]:
-    return scores.make_row(method, config.seed, accuracy, gradients=gradients, latency=latency)
 
 
 def _closed_form(config, family, frame, dataset: Dataset, codec) -> dict[str, Generator]:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import lohp_jax
-from lohp_jax.baselines.features import relabel
+from lohp_jax.baselines.features import canonical_order, relabel
 from lohp_jax.codec import make_codec
 from lohp_jax.data.images import ImageSet
-from lohp_jax.generation import canonical_rank, generate, image_shape, policy_generator
+from lohp_jax.generation import generate, image_shape, policy_generator
 from lohp_jax.policy.hybrid import HybridConfig, Policy
 from lohp_jax.policy.network import NetworkConfig, make_policy_network
 from lohp_jax.tasks.image_tasks import image_family
@@ -120,11 +120,12 @@ def test_the_weights_depend_on_the_support_and_on_the_optimizer_asked_for():
 
 
 def test_labels_are_put_in_an_order_of_their_own_and_back():
-    generator, context = make_generator(), context_of(make_family("linear"), seed=2)
-    rank = np.asarray(canonical_rank(context, NUM_CLASSES))
-    assert sorted(rank) == [0, 1, 2] and (rank != [0, 1, 2]).any()
-    renamed = context | {"labels": rank[context["labels"]]}
-    np.testing.assert_array_equal(canonical_rank(renamed, NUM_CLASSES), [0, 1, 2])
+    generator, family = make_generator(), make_family("linear")
+    context = context_of(family, seed=2)
+    renamed, rank = canonical_order(family, context)
+    assert sorted(rank) == [0, 1, 2] and (rank != np.arange(3)).any()
+    np.testing.assert_array_equal(renamed["labels"], rank[context["labels"]])
+    np.testing.assert_array_equal(canonical_order(family, renamed)[1], [0, 1, 2])
     actual, expected = (pair(generator, c)["head"] for c in (context, renamed))
     for c in range(NUM_CLASSES):
         np.testing.assert_allclose(actual["w"][..., c], expected["w"][..., rank[c]], rtol=1e-6)
@@ -178,7 +179,7 @@ def test_a_cold_path_starts_at_theta_0():
     generator, family = make_generator("mlp"), make_family("mlp")
     context = context_of(family)
     path = jax.jit(generator.path)(generator.params, context, KEY)
-    rank = canonical_rank(context, NUM_CLASSES)
+    _, rank = canonical_order(family, context)
     theta_0 = relabel(family.init(KEY), family.class_axes, rank)
     chex.assert_trees_all_close(row(path, 0), theta_0, rtol=1e-6)
 

@@ -1,17 +1,18 @@
 """Gradient descent on the support that the generator sees."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lohp_jax.trajectories.rollout import rollout
+from lohp_jax.trajectories.rollout import over_tasks, rollout
 from lohp_jax.types import Params, PyTree, TaskFamily
 
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
-NUM_STEPS = 300
+NUM_STEPS = 600
 _RECORD_EVERY = 10
 
 
@@ -63,14 +64,16 @@ def tune(family: TaskFamily, theta_0: Params, data: PyTree, contexts: PyTree) ->
       contexts: their contexts, leading axis R.
     """
 
-    def scores(data, context, rate):
+    def scores(rate, data, context):
         states = adapt(
             family, theta_0, context, rate, num_steps=NUM_STEPS, record_every=_RECORD_EVERY
         )
         return jax.vmap(lambda p: family.evaluate(p, data)["accuracy"])(states)
 
-    over_tasks = jax.vmap(scores, (0, 0, None))
-    by_rate = jax.jit(lambda rate: over_tasks(data, contexts, rate).mean(axis=0))
+    @jax.jit
+    def by_rate(rate):
+        return over_tasks(functools.partial(scores, rate))(data, contexts).mean(axis=0)
+
     table = jnp.stack([by_rate(rate) for rate in LEARNING_RATES])
     rate, step = jnp.unravel_index(jnp.argmax(table), table.shape)
     return Tuned(LEARNING_RATES[int(rate)], max(1, int(step)) * _RECORD_EVERY)

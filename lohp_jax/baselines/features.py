@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lohp_jax.types import Params, PyTree
+from lohp_jax.policy.encoder import class_means
+from lohp_jax.types import Params, PyTree, TaskFamily
 
 
 def relabel(params: Params, class_axes: PyTree | None, order: jax.Array) -> Params:
@@ -22,6 +23,22 @@ def relabel(params: Params, class_axes: PyTree | None, order: jax.Array) -> Para
         params,
         class_axes,
     )
+
+
+def canonical_order(family: TaskFamily, context: dict) -> tuple[dict, jax.Array | None]:
+    """Renames the labels of a context to an order that depends on their examples alone.
+
+    Labels are sorted by a fixed random projection of their mean support image. A family without class
+    axes keeps its contexts as they are.
+
+    Returns: the context, and `[num_classes]` the new name of each label, for `relabel`.
+    """
+    if family.class_axes is None:
+        return context, None
+    means = class_means(context, family.num_classes)
+    direction = jax.random.normal(jax.random.key(0), means.shape[1:])
+    rank = jnp.argsort(jnp.argsort(means @ direction))
+    return {**context, "labels": rank[context["labels"]]}, rank
 
 
 def check_context(context: PyTree, *, num_classes: int, image_shape: tuple[int, ...]) -> None:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from lohp_jax.baselines.features import canonical_order, relabel
 from lohp_jax.policy.hybrid import Example, Policy, embed, roll_out
 from lohp_jax.types import TaskFamily
 
@@ -15,12 +16,18 @@ def task_loss(
     Needs a differentiable task while the generator trains, which Lo-Hp does not. With a policy of
     several steps it is the consolidation term: the gradient runs through the whole mean roll-out.
 
+    Labels are in their canonical order, as in generation. In the order they come, gradients of tasks
+    that differ in the names of the labels cancel, and a hidden layer never starts to learn (measured
+    on `digits_partitions`: .62, the majority class, against .82 after 250 updates).
+
     Returns: the loss (scalar) and no diagnostics.
     """
     drop_key, loss_key = jax.random.split(key)
-    embedding = embed(policy, params, example.context, drop_key)
+    context, rank = canonical_order(family, example.context)
+    embedding = embed(policy, params, context, drop_key)
     states = roll_out(policy, params, embedding, example.optimizer, drop_key, temperature=0.0)
-    return family.loss(policy.codec.decode(states[-1]), example.data, loss_key), {}
+    weights = relabel(policy.codec.decode(states[-1]), family.class_axes, rank)
+    return family.loss(weights, example.data, loss_key), {}
 
 
 def regression_loss(

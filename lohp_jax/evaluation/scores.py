@@ -11,10 +11,11 @@ import numpy as np
 from lohp_jax.baselines import adaptation
 from lohp_jax.generation import generate
 from lohp_jax.optimizers import make_optimizer
-from lohp_jax.trajectories.rollout import rollout
-from lohp_jax.types import Generator, Params, PyTree, TaskFamily, Trajectory
+from lohp_jax.trajectories.rollout import over_tasks, rollout
+from lohp_jax.types import Generator, Params, PyTree, TaskFamily
 
-_LATENCY_CALLS = 20
+_CALLS_ALONE = 21
+_CALLS_TOGETHER = 5
 
 
 class TaskBatch(NamedTuple):
@@ -43,10 +44,10 @@ def draw_tasks(family: TaskFamily, key: jax.Array, num_tasks: int, split: str) -
 
 
 class Producer(NamedTuple):
-    """A generator compiled for one task and for many.
+    """What makes weights, compiled for one task and for many.
 
     Attributes:
-      one: `(context, key) -> weights`.
+      one: `(seen, key) -> weights`, from what it may see of the task.
       many: the same with leading axes R.
     """
 
@@ -54,9 +55,11 @@ class Producer(NamedTuple):
     many: Callable[[PyTree, jax.Array], Params]
 
 
-def make_producer(produce: Callable[[PyTree, jax.Array], Params]) -> Producer:
-    """Compiles `(context, key) -> weights`, once for each shape of its arguments."""
-    return Producer(jax.jit(produce), jax.jit(jax.vmap(produce)))
+def make_producer(
+    produce: Callable[[PyTree, jax.Array], PyTree], batch: Callable = jax.vmap
+) -> Producer:
+    """Compiles `produce`, once for each shape of its arguments; `batch` makes one task many."""
+    return Producer(jax.jit(produce), jax.jit(batch(produce)))
 
 
 def from_generator(generator: Generator) -> Callable[[PyTree, jax.Array], Params]:
@@ -78,12 +81,14 @@ def _evaluator(family: TaskFamily) -> Callable[[Params, PyTree], jax.Array]:
     return jax.jit(jax.vmap(lambda p, d: family.evaluate(p, d)["accuracy"]))
 
 
-def teach(
-    family: TaskFamily, optimizer: str, theta_0: Params, tasks: TaskBatch, num_steps: int
-) -> Trajectory:
-    """Runs a teacher on every task from theta_0; leading axis R."""
-    run = functools.partial(rollout, family, make_optimizer(optimizer), num_steps=num_steps)
-    return jax.jit(jax.vmap(run, (0, None, 0)))(tasks.data, theta_0, tasks.keys)
+def teacher(family: TaskFamily, optimizer: str, theta_0: Params, num_steps: int) -> Producer:
+    """An optimizer started at theta_0; sees the task itself and makes the whole trajectory."""
+    transformation = make_optimizer(optimizer)
+
+    def produce(data, key):
+        return rollout(family, transformation, data, theta_0, key, num_steps=num_steps)
+
+    return make_producer(produce, over_tasks)
 
 
 def adapter(
@@ -108,7 +113,7 @@ def make_row(
     scores: np.ndarray,
     *,
     gradients: int,
-    latency: tuple[float | None, float | None],
+    latency: tuple[float, float],
 ) -> dict[str, Any]:
     """One line of the results: mean, spread and worst of the accuracies over held-out tasks.
 
@@ -117,7 +122,7 @@ def make_row(
       seed: of the run.
       scores: `[R]` accuracies.
       gradients: gradient evaluations spent on a new task.
-      latency: median milliseconds per network, alone and in a batch; None where not measured.
+      latency: median milliseconds per network, alone and in a batch.
     """
     return {
         "method": method,
@@ -133,21 +138,25 @@ def make_row(
     }
 
 
-def latency(producer: Producer, tasks: TaskBatch) -> tuple[float, float]:
-    """Median milliseconds per network, alone and with all `tasks` in one call.
+def latency(producer: Producer, seen: PyTree, keys: jax.Array) -> tuple[float, float]:
+    """Median milliseconds per network, alone and with all tasks in one call.
 
     Compilation is left out; every call is waited for.
+
+    Args:
+      producer: what is timed.
+      seen: what it sees of each task, leading axis R.
+      keys: `[R]`.
     """
-    first = jax.tree.map(lambda leaf: leaf[0], tasks)
-    alone = _median_seconds(producer.one, (first.contexts, first.keys))
-    together = _median_seconds(producer.many, (tasks.contexts, tasks.keys))
-    return 1e3 * alone, 1e3 * together / len(tasks.keys)
+    alone = _median_seconds(producer.one, jax.tree.map(lambda x: x[0], (seen, keys)), _CALLS_ALONE)
+    together = _median_seconds(producer.many, (seen, keys), _CALLS_TOGETHER)
+    return 1e3 * alone, 1e3 * together / len(keys)
 
 
-def _median_seconds(call: Callable, arguments: tuple) -> float:
+def _median_seconds(call: Callable, arguments: tuple, num_calls: int) -> float:
     jax.block_until_ready(call(*arguments))
     seconds = []
-    for _ in range(_LATENCY_CALLS):
+    for _ in range(num_calls):
         start = time.perf_counter()
         jax.block_until_ready(call(*arguments))
         seconds.append(time.perf_counter() - start)

@@ -80,7 +80,7 @@ def subtb_loss(log_ratio: jax.Array, log_flow: jax.Array, *, lambda_: float = 0.
     """
     _require_positive("subtb_loss", "lambda_", lambda_)
     potential = potentials(log_ratio, log_flow)
-    return _weighted_mean_square(potential[:, None] - potential[None, :], lambda_)
+    return _weighted_mean(jnp.square(potential[:, None] - potential[None, :]), lambda_)
 
 
 def log_variance_loss(log_weight: jax.Array) -> jax.Array:
@@ -158,19 +158,32 @@ def lohp_residuals(
     return jnp.triu((coefficient[:, None] + start) - (coefficient + end)[None, :], k=1)
 
 
-def lohp_loss(residuals: jax.Array, *, lambda_: float) -> jax.Array:
+def lohp_loss(
+    residuals: jax.Array, *, lambda_: float, huber_delta: float | None = None
+) -> jax.Array:
     """Mean of squared residuals over pairs m < n with weights λ^(n-m), as SubTB(λ).
+
+    A residual grows as the square of an error of the mean, so squared residuals let few large errors
+    decide the gradient. Any other convex function with its minimum at zero has the same solutions
+    (Hu et al., 2025, Beyond Squared Error); Huber's (1964) keeps the square below a threshold and is
+    linear beyond it.
 
     Args:
       residuals: `[N + 1, N + 1]` d(m, n), as of `lohp_residuals`, in nats.
       lambda_: λ, positive and finite; a small value favours short sub-trajectories.
+      huber_delta: the threshold, positive, in nats; None squares all residuals, as published.
 
     Returns: scalar, in nats squared.
 
-    Raises: ValueError, if `lambda_` is not positive and finite in float32.
+    Raises: ValueError, if `lambda_` or `huber_delta` is not positive and finite in float32.
     """
     _require_positive("lohp_loss", "lambda_", lambda_)
-    return _weighted_mean_square(residuals, lambda_)
+    if huber_delta is None:
+        return _weighted_mean(jnp.square(residuals), lambda_)
+    _require_positive("lohp_loss", "huber_delta", huber_delta)
+    size = jnp.abs(residuals)
+    beyond = huber_delta * (2 * size - huber_delta)
+    return _weighted_mean(jnp.where(size < huber_delta, size**2, beyond), lambda_)
 
 
 def residual_by_length(residuals: jax.Array) -> jax.Array:
@@ -241,19 +254,19 @@ def _log_reward(states, centers, variance):
     return -0.5 * jnp.sum(jnp.square(states - centers), axis=-1) / variance
 
 
-def _weighted_mean_square(residuals, lambda_):
-    """Mean of squares over m < n with weights λ^(n-m), formed in log space against overflow."""
-    gap = _gap(residuals, residuals.dtype)
-    log_weight = gap * jnp.log(jnp.asarray(lambda_, residuals.dtype))
+def _weighted_mean(values, lambda_):
+    """Mean over pairs m < n with weights λ^(n-m), formed in log space against overflow."""
+    gap = _gap(values, values.dtype)
+    log_weight = gap * jnp.log(jnp.asarray(lambda_, values.dtype))
     weight = jax.nn.softmax(jnp.where(gap > 0, log_weight, -jnp.inf), axis=(0, 1))
-    return jnp.sum(weight * jnp.square(residuals))
+    return jnp.sum(weight * values)
 
 
-def _gap(residuals, dtype):
-    """`[N + 1, N + 1]` n - m, for residuals of that shape."""
-    chex.assert_rank(residuals, 2)
-    index = jnp.arange(residuals.shape[0], dtype=dtype)
-    chex.assert_shape(residuals, (len(index), len(index)))
+def _gap(pairs, dtype):
+    """`[N + 1, N + 1]` n - m, for an array of that shape."""
+    chex.assert_rank(pairs, 2)
+    index = jnp.arange(pairs.shape[0], dtype=dtype)
+    chex.assert_shape(pairs, (len(index), len(index)))
     return index[None, :] - index[:, None]
 
 

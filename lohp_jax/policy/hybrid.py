@@ -34,18 +34,20 @@ class HybridConfig:
     """P_B: the bridge of the tube, or the network's backward head (as published)."""
     per_dimension: bool = True
     """One residual per weight; False sums them over the weights, as published."""
-    start_std: float = 0.3
+    start_std: float = 0.1
     """Width of the prior over starts and of the tube at step 0."""
-    end_std: float = 0.3
+    end_std: float = 0.1
     """Width of the tube at step N."""
     correlation: float = 0.5
     """Correlation of neighbouring states in the tube, in [0, 1)."""
-    log_std_range: float = 1.0
+    log_std_range: float = 0.3
     """The policy's log standard deviation stays within this of the bridge's."""
     perturb: bool = True
     """Draw the off-policy states from the tube; False takes the stored states themselves."""
     lambda_: float = 0.9
     """Weight ratio between sub-trajectories one step apart in length."""
+    huber_delta: float | None = 1.0
+    """Residual, in nats, beyond which its loss is linear; None squares all, as published."""
     off_policy: float = 1.0
     """Weight of the off-policy term."""
     on_policy: float = 0.01
@@ -62,6 +64,8 @@ class HybridConfig:
         for name in ("start_std", "end_std", "log_std_range", "lambda_"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")
+        if self.huber_delta is not None and not self.huber_delta > 0:
+            raise ValueError(f"huber_delta must be positive or None, got {self.huber_delta}.")
         for name in ("correlation", "condition_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
@@ -83,6 +87,7 @@ PRESETS = {
         correlation=0.0,
         log_std_range=4.0,
         perturb=False,
+        huber_delta=None,
         on_policy=1.0,
         coefficient_penalty=0.0,
     ),
@@ -323,6 +328,9 @@ def hybrid_loss(
     drop_key, tube_key, roll_key = jax.random.split(key, 3)
     embedding = embed(policy, params, example.context, drop_key)
 
+    loss_fn = functools.partial(
+        balance.lohp_loss, lambda_=config.lambda_, huber_delta=config.huber_delta
+    )
     paths = [tube_states(policy, example.tokens, tube_key)]
     if config.on_policy:
         frozen = jax.lax.stop_gradient((params, embedding))
@@ -332,12 +340,15 @@ def hybrid_loss(
     def term(states):
         kernels = kernels_along(policy, params, embedding, example, states)
         by_weight = residuals(policy, params, example, states, *kernels)
-        loss = jnp.mean(jax.vmap(lambda r: balance.lohp_loss(r, lambda_=config.lambda_))(by_weight))
+        loss = jnp.mean(jax.vmap(loss_fn)(by_weight))
         length = jax.vmap(balance.residual_by_length)(by_weight).mean(axis=0)
         log_stds = [_weights(policy, kernel.log_std).mean(axis=-1) for kernel in kernels]
         return loss, length, *log_stds
 
-    terms, *described = jax.vmap(term)(jnp.stack(paths))  # one call of the network for both
+    if config.on_policy:
+        terms, *described = jax.vmap(term)(jnp.stack(paths))  # one call of the network for both
+    else:  # no axis of size 1: jaxlib 0.10 crashes on its gradient on a CPU
+        terms, *described = jax.tree.map(lambda x: x[None], term(paths[0]))
     names = ("residual_by_length", "log_std", "backward_log_std")
     coefficient = policy.network.log_coefficient(params)
     info = {name: values[0] for name, values in zip(names, described, strict=True)}

@@ -188,12 +188,12 @@ _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
             "num_steps": 20,
             "num_tasks": 300,
         },
-        "training": {"compression": 4, "updates": 700, "batch_size": 16},
+        "training": {"compression": 4, "updates": 600, "batch_size": 16},
     },
     "digits_partitions": {
         "tasks": {"network": "mlp", "shots": 50},
-        "prepare": {"optimizers": ("adam:0.01",), "num_steps": 60, "num_tasks": 1000},
-        "training": {"compression": 20, "updates": 1500, "batch_size": 32},
+        "prepare": {"optimizers": ("adam:0.003",), "num_steps": 120, "num_tasks": 1000},
+        "training": {"compression": 40, "updates": 1000, "batch_size": 32},
     },
 }
 

@@ -119,13 +119,9 @@ def train(
 
 
 def num_updates(config: RunConfig, method: str) -> int:
-    """Updates of a method: those of the config, with two exceptions.
-
-    Consolidation takes half as many on top of those of `lohp`. The literal form takes a third,
-    since an update costs twice as much; its loss still falls then, so its row is no upper bound.
-    """
-    share = {"lohp_consolidated": 2, "paper_literal": 3}.get(method, 1)
-    return max(1, config.training.updates // share)
+    """Updates of a method: those of the config; consolidation takes half as many, after `lohp`."""
+    updates = config.training.updates
+    return max(1, updates // 2) if method == "lohp_consolidated" else updates
 
 
 def optimizer_of(config: RunConfig, method: str) -> optax.GradientTransformation:

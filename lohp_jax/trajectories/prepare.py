@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from lohp_jax.optimizers import make_optimizer
-from lohp_jax.trajectories.rollout import diverged, rollout
+from lohp_jax.trajectories.rollout import diverged, over_tasks, rollout
 from lohp_jax.trajectories.store import Store, create
 from lohp_jax.types import Params, TaskFamily
 
@@ -72,7 +72,7 @@ def prepare(
     num_shards = math.ceil(num_tasks / _LARGEST_SHARD)
     size = math.ceil(num_tasks / num_shards)  # one for all shards: each teacher compiles once
     for index, (name, teacher) in enumerate(zip(optimizers, teachers, strict=True)):
-        run = jax.jit(jax.vmap(functools.partial(_run, family, teacher, begin, num_steps)))
+        run = jax.jit(over_tasks(functools.partial(_run, family, teacher, begin, num_steps)))
         kept = 0
         for first in range(0, num_tasks, size):
             shard = f"{index:02d}-{name.partition(':')[0]}-{first:06d}"

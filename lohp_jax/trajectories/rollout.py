@@ -1,5 +1,8 @@
 """Running an optimizer on a task and keeping every state it visits."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -68,6 +71,19 @@ def rollout(
     (last, _), (states, losses) = jax.lax.scan(segment, start, keys[:-1].reshape(-1, record_every))
     states = jax.tree.map(lambda s, end: jnp.concatenate([s, end[None]]), states, last)
     return Trajectory(states, jnp.append(losses, family.loss(last, data, keys[-1])), None)
+
+
+def over_tasks(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """`jax.vmap(fn)` on an accelerator, `fn` for one task after another on a CPU; one compiled call.
+
+    XLA multiplies batches of small matrices on a CPU two to three times slower than the same
+    matrices one by one (`benchmarks/trajectories.py`), and keeps what every task holds in between.
+    """
+
+    def one_by_one(*tasks):
+        return jax.lax.map(lambda task: fn(*task), tasks)
+
+    return functools.partial(jax.lax.platform_dependent, cpu=one_by_one, default=jax.vmap(fn))
 
 
 def diverged(trajectory: Trajectory) -> jax.Array:

@@ -35,7 +35,7 @@ def test_a_row_holds_mean_spread_and_worst():
 def test_a_teacher_starts_at_theta_0_and_learns(family):
     tasks = scores.draw_tasks(family, jax.random.key(0), 3, "held_out")
     theta_0 = family.init(jax.random.key(0))
-    taught = scores.teach(family, "adam:0.1", theta_0, tasks, 30)
+    taught = scores.teacher(family, "adam:0.1", theta_0, 30).many(tasks.data, tasks.keys)
     assert taught.states["w"].shape == (3, 31, 8)
     np.testing.assert_array_equal(taught.states["w"][:, 0], 0.0)
     assert (taught.losses[:, -1] < 0.2 * taught.losses[:, 0]).all()
@@ -46,7 +46,8 @@ def test_the_adapter_ends_where_adam_ends(family):
     theta_0 = family.init(jax.random.key(0))
     producer = scores.make_producer(scores.adapter(family, theta_0, Tuned(0.1, 30)))
     adapted = producer.many(tasks.contexts, tasks.keys)
-    taught = scores.teach(family, "adam:0.1", theta_0, tasks, 30)  # the context is the whole task
+    teacher = scores.teacher(family, "adam:0.1", theta_0, 30)  # the context is the whole task
+    taught = teacher.many(tasks.data, tasks.keys)
     np.testing.assert_allclose(adapted["w"], taught.states["w"][:, -1], rtol=1e-5)
 
 
@@ -71,6 +72,7 @@ def test_latency_waits_and_counts_networks(family):
 
         return call
 
-    alone, together = scores.latency(scores.Producer(timed(1), timed(4)), tasks)
+    producer = scores.Producer(timed(1), timed(4))
+    alone, together = scores.latency(producer, tasks.contexts, tasks.keys)
     assert alone > 0 and together > 0
-    assert calls.count(1) == calls.count(4) > 10
+    assert calls.count(1) > 10 and calls.count(4) > 4
