@@ -345,7 +345,7 @@ def _print_results(results: dict[str, Any], as_json: bool) -> None:
 def _describe(family: str) -> dict[str, Any]:
     config = resolve(RunConfig(family=family))
     return {
-        "tasks": FAMILIES[family].__doc__.partition("\n")[0],
+        "tasks": FAMILIES[family].summary,
         "network": config.tasks.network,
         "shots": config.tasks.shots,
         "optimizers": list(config.prepare.optimizers),

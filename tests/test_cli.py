@@ -577,7 +577,7 @@ def with_nan(images):
 BAD_SUPPORT = {
     "no labels": (lambda s: {"images": s["images"]}, r"arrays images and labels, got \['images'\]"),
     "other names": (lambda s: {"x": s["images"], "y": s["labels"]}, r"got \['x', 'y'\]"),
-    "NaN": (lambda s: s | {"images": with_nan(s["images"])}, "NaN or infinity"),
+    "NaN": (lambda s: s | {"images": with_nan(s["images"])}, "got values from nan to nan"),
     "missing class": (lambda s: {k: v[s["labels"] > 0] for k, v in s.items()}, r"missing \[0\]"),
     "unknown class": (lambda s: s | {"labels": s["labels"] + 1}, r"missing \[0\], unknown \[5\]"),
     "wrong shape": (lambda s: s | {"images": s["images"][:, :4]}, r"\[n, 8, 8, 1\], got \[10, 4"),

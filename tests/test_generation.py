@@ -249,7 +249,7 @@ def test_a_bad_option_says_what_is_expected(options, message):
     [
         (lambda c: c["images"], "expected a context"),
         (lambda c: c | {"labels": jnp.minimum(c["labels"], 1)}, r"missing \[2\]"),
-        (lambda c: c | {"images": c["images"] * jnp.nan}, "expected finite .*with NaN"),
+        (lambda c: c | {"images": c["images"] * jnp.nan}, "got values from nan"),
         (lambda c: c | {"images": c["images"][:, :3]}, r"shape \[n, 4, 4, 1\], got \[6, 3, 4, 1\]"),
         (lambda c: c | {"labels": c["labels"].astype(float)}, "expected 6 integer labels"),
     ],

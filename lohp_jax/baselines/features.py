@@ -61,10 +61,15 @@ def check_context(context: PyTree, *, num_classes: int, image_shape: tuple[int, 
         raise ValueError(
             f"generate: expected {len(images)} integer labels, got {labels.dtype}{list(labels.shape)}."
         )
-    if not np.issubdtype(images.dtype, np.floating) or not np.isfinite(images).all():
+    if not np.issubdtype(images.dtype, np.floating):
         raise ValueError(
-            f"generate: expected finite floating-point images in [0, 1], got {images.dtype}"
-            f"{'' if images.dtype.kind != 'f' else ' with NaN or infinity'}."
+            f"generate: expected floating-point images in [0, 1], got {images.dtype}; "
+            "divide by the largest value a pixel can have."
+        )
+    if not ((images >= 0) & (images <= 1)).all():  # NaN is neither
+        raise ValueError(
+            f"generate: expected images in [0, 1], got values from {images.min()} to {images.max()}; "
+            "take out NaN, and divide by the largest value a pixel can have."
         )
     wanted, got = set(range(num_classes)), set(labels.tolist())
     if got != wanted:

@@ -151,11 +151,11 @@ def forward_kernel(policy: Policy, heads: Heads, step: jax.Array, state: jax.Arr
 
     The bridge of the tube is N(z_{m+1} + a (s_m - z_m), tau_{m+1}^2 (1 - rho^2)) with
     a = rho tau_{m+1} / tau_m; the mean here is a s_m + drift, so the network is left to say
-    z_{m+1} - a z_m, and an error of the state shrinks by a at every step. With rho = 0 (the literal
-    form has no tube) the mean is s_m + drift.
+    z_{m+1} - a z_m, and an error of the state shrinks by a at every step. A learned P_B knows no
+    bridge, and the mean is s_m + drift.
     """
     rho, tau = policy.config.correlation, widths(policy)
-    keep = rho * tau[step + 1] / tau[step] if rho > 0 else 1.0
+    keep = rho * tau[step + 1] / tau[step] if policy.config.backward == "bridge" else 1.0
     base = jnp.log(tau[step + 1]) + 0.5 * np.log1p(-(rho**2))
     log_std = gaussian.bounded_log_std(heads.log_std, base, policy.config.log_std_range)
     return Kernel(keep * state + heads.drift, log_std)

@@ -142,7 +142,8 @@ def where_read(codec: Codec, means: jax.Array) -> jax.Array:
 
     A gradient of the first layer is an outer product with the input, so a weight moves as the pixel it
     multiplies: beside the weight stands how this pixel differs between this label and the others, in
-    units of its spread, and its mean. Layers that do not read pixels get zeros.
+    units of its spread, and its mean. A dense layer is taken to read pixels if it has as many inputs as
+    an image has pixels; weights of others have zeros beside them.
 
     Args:
       codec: of the generated network.

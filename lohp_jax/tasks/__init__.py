@@ -1,19 +1,39 @@
 """Families of tasks by name."""
 
 import difflib
+from collections.abc import Callable
+from typing import NamedTuple
 
 from lohp_jax.data import image_set
-from lohp_jax.tasks.image_tasks import TeacherData, image_family
+from lohp_jax.tasks.image_tasks import TaskTable, TeacherData, image_family
 from lohp_jax.tasks.n_way import n_way_tables
 from lohp_jax.tasks.partitions import partition_tables
 from lohp_jax.tasks.splits import Holdout
 from lohp_jax.types import TaskFamily
 
-FAMILIES = {"digits_5way": n_way_tables, "digits_partitions": partition_tables}
-"""How each family makes its tables of tasks from the number of classes of an image set."""
 
-SHOTS = {"digits_5way": 10, "digits_partitions": 50}
-NETWORK = {"digits_5way": "linear", "digits_partitions": "mlp"}
+class Preset(NamedTuple):
+    """A family before its data are known.
+
+    Attributes:
+      summary: of its tasks, in one line.
+      tables: makes the tables of tasks from the number of classes of an image set.
+      network: default classifier.
+      shots: default support images per label.
+    """
+
+    summary: str
+    tables: Callable[..., dict[str, TaskTable]]
+    network: str
+    shots: int
+
+
+FAMILIES = {
+    "digits_5way": Preset(
+        "Five classes out of all, in a random order of labels.", n_way_tables, "linear", 10
+    ),
+    "digits_partitions": Preset("All classes, split in two.", partition_tables, "mlp", 50),
+}
 
 
 def make_family(
@@ -31,12 +51,11 @@ def make_family(
     """Builds a task family by name.
 
     Args:
-      name: "digits_5way", five classes in a random order of labels; or "digits_partitions", all
-        classes split in two.
+      name: a key of `FAMILIES`.
       data: "digits", or "tfds:NAME" for an image set of TensorFlow Datasets on this machine.
       data_dir: where TensorFlow Datasets are; None for its default.
       network: "linear", "mlp" or "conv"; None for the family's default.
-      shots: support images per label; None for the family's default (10, and 50).
+      shots: support images per label; None for the family's default.
       teacher_data: what teachers see, "full" or "support"; see `image_family`.
       holdout: what is held out, "tasks" or "classes".
       batch_size: images per step of a teacher; None for all.
@@ -53,13 +72,13 @@ def make_family(
         )
     if holdout not in ("tasks", "classes"):
         raise ValueError(f"make_family: holdout must be 'tasks' or 'classes', got {holdout!r}.")
-    images = image_set(data, data_dir=data_dir)
+    preset, images = FAMILIES[name], image_set(data, data_dir=data_dir)
     return image_family(
         name,
         images,
-        FAMILIES[name](len(images.train), holdout=holdout, seed=seed),
-        network=NETWORK[name] if network is None else network,
-        shots=SHOTS[name] if shots is None else shots,
+        preset.tables(len(images.train), holdout=holdout, seed=seed),
+        network=preset.network if network is None else network,
+        shots=preset.shots if shots is None else shots,
         teacher_data=teacher_data,
         batch_size=batch_size,
     )

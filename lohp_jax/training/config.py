@@ -14,6 +14,7 @@ from typing import Any, Literal
 from lohp_jax.optimizers import make_optimizer
 from lohp_jax.policy.hybrid import HybridConfig
 from lohp_jax.policy.network import NetworkConfig
+from lohp_jax.tasks import FAMILIES
 from lohp_jax.trajectories.matching import Matching
 
 
@@ -182,7 +183,6 @@ class RunConfig:
 
 _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "digits_5way": {
-        "tasks": {"network": "linear", "shots": 10},
         "prepare": {
             "optimizers": ("sgd:1", "adam:0.1", "sam:1"),
             "num_steps": 20,
@@ -191,7 +191,6 @@ _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "training": {"compression": 4, "updates": 600, "batch_size": 16},
     },
     "digits_partitions": {
-        "tasks": {"network": "mlp", "shots": 50},
         "prepare": {"optimizers": ("adam:0.003",), "num_steps": 120, "num_tasks": 1000},
         "training": {"compression": 40, "updates": 1000, "batch_size": 32},
     },
@@ -204,13 +203,14 @@ def resolve(config: RunConfig) -> RunConfig:
     Raises: ValueError for an unknown family (with the nearest), or a compression that does not divide
       the number of steps (with those that do).
     """
-    if config.family not in _DEFAULTS:
+    if config.family not in FAMILIES:
         raise ValueError(
-            f"family must be one of {sorted(_DEFAULTS)}, got {config.family!r}; "
-            f"did you mean {_nearest(config.family, _DEFAULTS)!r}?"
+            f"family must be one of {sorted(FAMILIES)}, got {config.family!r}; "
+            f"did you mean {_nearest(config.family, FAMILIES)!r}?"
         )
-    filled = {}
-    for group, values in _DEFAULTS[config.family].items():
+    preset, filled = FAMILIES[config.family], {}
+    tasks = {"network": preset.network, "shots": preset.shots}
+    for group, values in (_DEFAULTS[config.family] | {"tasks": tasks}).items():
         section = getattr(config, group)
         unset = {name: value for name, value in values.items() if getattr(section, name) is None}
         filled[group] = dataclasses.replace(section, **unset)

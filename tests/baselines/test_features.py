@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lohp_jax.baselines.features import check_context, relabel
+from lohp_jax.baselines.features import canonical_order, check_context, relabel
 from lohp_jax.policy.encoder import class_means
 from lohp_jax.tasks.networks import make_network
+from lohp_jax.types import TaskFamily
 
 NUM_CLASSES, SHAPE = 3, (2, 2, 1)
 LABELS = np.array([2, 0, 1, 0, 2, 0])
@@ -26,6 +27,12 @@ def test_a_label_without_examples_has_a_mean_of_zero():
     means = class_means(CONTEXT | {"labels": np.minimum(LABELS, 1)}, NUM_CLASSES)
     np.testing.assert_array_equal(means[2], np.zeros(4))
     assert np.isfinite(means).all()
+
+
+def test_without_class_axes_labels_keep_their_order():
+    family = TaskFamily(None, None, None, None, None)
+    context, rank = canonical_order(family, CONTEXT)
+    assert context is CONTEXT and rank is None
 
 
 def test_relabel_takes_the_weights_of_label_order_c_to_label_c():
@@ -83,15 +90,14 @@ def with_value(value):
         (CONTEXT | {"labels": LABELS[:4]}, r"expected 6 integer labels, got int64\[4\]"),
         (CONTEXT | {"labels": LABELS[:, None]}, r"expected 6 integer labels, got int64\[6, 1\]"),
         (CONTEXT | {"labels": np.float32(LABELS)}, r"expected 6 integer labels, got float32\[6\]"),
-        (CONTEXT | {"images": np.uint8(IMAGES)}, "expected finite floating-point .*, got uint8"),
+        (CONTEXT | {"images": np.uint8(IMAGES)}, "expected floating-point .*, got uint8"),
         (
             CONTEXT | {"images": with_value(np.nan)},
-            "expected finite .*float32 with NaN or infinity",
+            r"images in \[0, 1\], got values from nan to nan",
         ),
-        (
-            CONTEXT | {"images": with_value(np.inf)},
-            "expected finite .*float32 with NaN or infinity",
-        ),
+        (CONTEXT | {"images": with_value(np.inf)}, r"images in \[0, 1\], .* to inf"),
+        (CONTEXT | {"images": with_value(255.0)}, r"images in \[0, 1\], .* to 255.0; .* divide"),
+        (CONTEXT | {"images": with_value(-1.0)}, r"images in \[0, 1\], got values from -1.0"),
         (CONTEXT | {"labels": np.minimum(LABELS, 1)}, r"missing \[2\], unknown \[\]"),
         (CONTEXT | {"labels": LABELS + 1}, r"every label 0..2 .* missing \[0\], unknown \[3\]"),
         (CONTEXT | {"labels": LABELS - 1}, r"missing \[2\], unknown \[-1\]"),

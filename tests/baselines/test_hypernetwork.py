@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -5,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lohp_jax.baselines.features import canonical_order
 from lohp_jax.baselines.hypernetwork import regression_loss, task_loss
 from lohp_jax.codec import make_codec
 from lohp_jax.policy.hybrid import Example, HybridConfig, Policy
 from lohp_jax.policy.network import Heads, PolicyNetwork
+from lohp_jax.tasks import make_family
 from lohp_jax.types import TaskFamily
 
 CODEC = make_codec(
@@ -70,6 +73,31 @@ def test_task_loss_is_the_inner_loss_of_the_generated_weights(num_steps):
     loss, info = jax.jit(functools.partial(task_loss, policy, FAMILY))(drifts, example, KEY)
     np.testing.assert_allclose(loss, np.sum((weights - example.data) ** 2), rtol=1e-5)
     assert info == {}
+
+
+def test_task_loss_sees_labels_in_their_canonical_order():
+    """As generation does: the policy sees the renamed labels, the task the weights named back."""
+    family = make_family("digits_5way", shots=1)
+    data = family.sample(KEY)
+    context = family.context(data, KEY)
+    ordered, rank = canonical_order(family, context)
+    assert (rank != np.arange(5)).any()
+    theta_0 = family.init(KEY)
+    codec = make_codec(theta_0, channels=8, class_axes=family.class_axes)
+    end = jnp.float32(np.random.default_rng(0).normal(size=codec.mask.shape) * codec.mask)
+    network = NETWORK._replace(
+        encode=lambda params, context, keep: context["labels"],
+        heads=lambda params, embedding, optimizer, step, state: Heads(
+            params * jnp.array_equal(embedding, ordered["labels"]), *(state for _ in range(3))
+        ),
+    )
+    policy = Policy(network, codec, dataclasses.replace(CONFIG, correlation=0.0), 1)
+    example = Example(None, jnp.zeros((), jnp.int32), context, data)
+    loss, _ = task_loss(policy, family, end, example, KEY)
+    weights = codec.decode(end)
+    named_back = jax.tree.map(lambda leaf: leaf[..., rank], weights)
+    np.testing.assert_allclose(loss, family.loss(named_back, data, KEY), rtol=1e-6)
+    assert abs(float(loss - family.loss(weights, data, KEY))) > 0.1
 
 
 @num_steps_cases

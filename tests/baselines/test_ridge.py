@@ -98,5 +98,5 @@ def test_a_bad_context_is_refused():
     one = jax.tree.map(lambda leaf: leaf[0], contexts())
     with pytest.raises(ValueError, match=r"missing \[0\]"):
         generate(generator, one | {"labels": np.ones(3, int)}, KEY)
-    with pytest.raises(ValueError, match=r"expected finite .* with NaN"):
+    with pytest.raises(ValueError, match="got values from nan"):
         generate(generator, one | {"images": one["images"] * np.nan}, KEY)

@@ -125,6 +125,23 @@ def test_lohp_residuals_and_loss_equal_their_definition(variance, reward, transf
         np.testing.assert_allclose(loss, loss_oracle(expected, lambda_), rtol=1e-5)
 
 
+@eager_and_jit
+def test_huber_residuals_are_squared_below_the_threshold_and_linear_beyond(transform):
+    residuals = np.triu(np.random.default_rng(0).normal(0, 3, size=(5, 5)), k=1)
+    delta, lambda_ = 2.0, 0.7
+    assert 0 < (np.abs(residuals) > delta).sum() < (np.abs(residuals) > 0).sum()
+    total = weights = 0.0
+    for m in range(5):
+        for n in range(m + 1, 5):
+            size = abs(residuals[m, n])
+            cost = size**2 if size < delta else delta * (2 * size - delta)
+            total, weights = total + lambda_ ** (n - m) * cost, weights + lambda_ ** (n - m)
+    loss_fn = functools.partial(balance.lohp_loss, lambda_=lambda_, huber_delta=delta)
+    np.testing.assert_allclose(transform(loss_fn)(*float32(residuals)), total / weights, rtol=1e-5)
+    steep = jax.grad(loss_fn)(1e6 * jnp.triu(jnp.ones((2, 2)), k=1))
+    np.testing.assert_allclose(steep[0, 1], 2 * delta, rtol=1e-6)
+
+
 def test_matched_lohp_is_subtb_of_the_rewards_as_flows():
     case = float32(*lohp_case(2))
     log_ratio, states, offline, log_coefficient = case
@@ -454,6 +471,8 @@ def test_lambda_must_be_positive_and_finite(lambda_):
         balance.subtb_loss(jnp.zeros(2), jnp.zeros(3), lambda_=lambda_)
     with pytest.raises(ValueError, match="lohp_loss: lambda_ must be positive and finite"):
         balance.lohp_loss(jnp.zeros((3, 3)), lambda_=lambda_)
+    with pytest.raises(ValueError, match="lohp_loss: huber_delta must be positive and finite"):
+        balance.lohp_loss(jnp.zeros((3, 3)), lambda_=0.9, huber_delta=lambda_)
 
 
 @eager_and_jit

@@ -102,7 +102,7 @@ def oracle_kernels(config, params, m, i, state, next_state, tokens):
     offset = np.float64(params["offset"]).reshape(4, NUM_STEPS, -1)[:, m, i]
     slope = 0.7 * np.float64(params["gain"])
     drift, log_std, _, _ = offset + slope * state
-    keep = rho * tau[m + 1] / tau[m] if rho else 1.0
+    keep = rho * tau[m + 1] / tau[m] if config.backward == "bridge" else 1.0
     base = tau[m + 1] * np.sqrt(1 - rho**2)
     forward = keep * state + drift, base * np.exp(bound * np.tanh(log_std / bound))
     if config.backward == "bridge":
@@ -151,15 +151,18 @@ def oracle(config, params, states, tokens):
     return by_weight if config.per_dimension else by_weight.sum(axis=0, keepdims=True)
 
 
-def oracle_loss(residuals, lambda_):
-    """Mean over weights of the λ-weighted mean of squares."""
+def oracle_loss(residuals, lambda_, delta):
+    """Mean over weights of the λ-weighted mean of Huber's loss, of squares without a threshold."""
+    delta = np.inf if delta is None else delta
     losses = []
     for d in residuals:
         num = den = 0.0
         for m in range(NUM_STEPS + 1):
             for n in range(m + 1, NUM_STEPS + 1):
                 weight = lambda_ ** (n - m)
-                num, den = num + weight * d[m, n] ** 2, den + weight
+                size = abs(d[m, n])
+                cost = size**2 if size < delta else delta * (2 * size - delta)
+                num, den = num + weight * cost, den + weight
         losses.append(num / den)
     return np.mean(losses)
 
@@ -269,7 +272,9 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(config):
     )
     policy, params = make_policy(config), random_params()
     off, on = (
-        oracle_loss(oracle(config, params, states, EXAMPLE.tokens), config.lambda_)
+        oracle_loss(
+            oracle(config, params, states, EXAMPLE.tokens), config.lambda_, config.huber_delta
+        )
         for states in drawn_states(policy, params)
     )
     penalty = np.mean(np.append(np.float64(params["coefficient"]), 0) ** 2)
@@ -322,7 +327,9 @@ def test_no_gradient_flows_through_the_states_of_the_policy():
 
     def loss_on(params, states):
         by_weight = residuals(policy, params, EXAMPLE, states)
-        of_weight = functools.partial(balance.lohp_loss, lambda_=config.lambda_)
+        of_weight = functools.partial(
+            balance.lohp_loss, lambda_=config.lambda_, huber_delta=config.huber_delta
+        )
         return jnp.mean(jax.vmap(of_weight)(by_weight))
 
     def loss_through(params):
@@ -392,7 +399,8 @@ def mean_path(config, params, embedding, num_steps=NUM_STEPS):
     tau = np.geomspace(config.start_std, config.end_std, NUM_STEPS + 1)
     state, path = np.zeros(MASK.shape), [np.zeros(MASK.shape)]
     for m in range(num_steps):
-        keep = config.correlation * tau[m + 1] / tau[m] if config.correlation else 1.0
+        bridge = config.backward == "bridge"
+        keep = config.correlation * tau[m + 1] / tau[m] if bridge else 1.0
         drift = (
             np.float64(params["offset"][0, m]) + embedding * np.float64(params["gain"][0]) * state
         )
@@ -484,7 +492,7 @@ def test_presets():
     assert PRESETS["well_posed"] == HybridConfig()
     literal = PRESETS["paper_literal"]
     assert (literal.reward, literal.backward) == ("end", "learned")
-    assert not literal.per_dimension and not literal.perturb
+    assert not literal.per_dimension and not literal.perturb and literal.huber_delta is None
     assert 2 * literal.end_std**2 == pytest.approx(1)
 
 
@@ -497,6 +505,7 @@ def test_presets():
         ({"end_std": -1.0}, "end_std must be positive, got -1.0"),
         ({"log_std_range": float("nan")}, "log_std_range must be positive, got nan"),
         ({"lambda_": 0.0}, "lambda_ must be positive, got 0.0"),
+        ({"huber_delta": 0.0}, "huber_delta must be positive or None, got 0.0"),
         ({"correlation": 1.0}, r"correlation must be in \[0, 1\), got 1.0"),
         ({"condition_dropout": -0.1}, r"condition_dropout must be in \[0, 1\), got -0.1"),
         ({"off_policy": -1.0}, "off_policy must not be negative, got -1.0"),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lohp_jax.data import digits
-from lohp_jax.tasks import FAMILIES, NETWORK, SHOTS, make_family
+from lohp_jax.tasks import FAMILIES, make_family
 
 NUM_TASKS = 600
 
@@ -50,8 +50,8 @@ def test_defaults_of_the_family(name, num_labels):
     family = make_family(name)
     assert (family.name, family.num_classes) == (name, num_labels)
     context = family.context(family.sample(jax.random.key(0)), jax.random.key(1))
-    assert context["images"].shape == (num_labels * SHOTS[name], 8, 8, 1)
-    expected = make_family(name, network=NETWORK[name]).class_axes
+    assert context["images"].shape == (num_labels * FAMILIES[name].shots, 8, 8, 1)
+    expected = make_family(name, network=FAMILIES[name].network).class_axes
     assert family.class_axes == expected
 
 

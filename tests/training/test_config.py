@@ -8,7 +8,7 @@ import pytest
 
 from lohp_jax.policy.hybrid import HybridConfig
 from lohp_jax.policy.network import NetworkConfig
-from lohp_jax.tasks import FAMILIES, NETWORK, SHOTS
+from lohp_jax.tasks import FAMILIES
 from lohp_jax.training.config import (
     METHODS,
     EvaluationConfig,
@@ -133,7 +133,8 @@ def test_every_method_can_be_asked_for():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_resolve_fills_what_is_unset(family):
     config = resolve(RunConfig(family=family))
-    assert (config.tasks.network, config.tasks.shots) == (NETWORK[family], SHOTS[family])
+    assert config.tasks.network == FAMILIES[family].network
+    assert config.tasks.shots == FAMILIES[family].shots
     for section, fields in (
         (config.prepare, ("optimizers", "num_steps")),
         (config.training, ("compression", "updates")),

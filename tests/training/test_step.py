@@ -4,6 +4,7 @@ Run as a script, this file trains the real network on eight CPU devices (`NPROC=
 or steps can deadlock) and writes what the tests compare.
 """
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -17,6 +18,7 @@ import numpy as np
 import optax
 import pytest
 
+from lohp_jax.policy.hybrid import HybridConfig
 from lohp_jax.policy.network import NetworkConfig
 from lohp_jax.training.config import PrepareConfig, RunConfig, TrainingConfig, resolve
 from lohp_jax.training.distributed import compile_update
@@ -191,19 +193,19 @@ def test_optimizer_warms_up_decays_and_clips():
     assert abs(float(clipped[0])) <= 1.0
 
 
-def real_problem():
+def real_problem(config=CONFIG):
     """The main method on digits; its trajectories are straight lines."""
-    family = family_of(CONFIG)
+    family = family_of(config)
     keys = jax.random.split(jax.random.key(0))
     theta_0 = jax.jit(family.init)(keys[0])
     frame = Frame(theta_0, jax.tree.map(lambda leaf: jnp.float32(1), theta_0), jnp.int32(0))
-    policy = make_policy(CONFIG, family, frame, "lohp")
+    policy = make_policy(config, family, frame, "lohp")
     ends = np.random.default_rng(0).normal(size=(8, *policy.codec.mask.shape))
     ends = np.where(policy.codec.mask, ends, 0).astype(np.float32)
     tokens = jnp.asarray(np.stack([0 * ends, 0.7 * ends, ends], axis=1))
     data = jax.jit(jax.vmap(family.sample))(jax.random.split(keys[1], 8))
     optimizer = make_optimizer(learning_rate=3e-3, clip_norm=1.0, updates=NUM_STEPS)
-    update = make_update(family, make_objective(CONFIG, family, policy, "lohp"), optimizer)
+    update = make_update(family, make_objective(config, family, policy, "lohp"), optimizer)
 
     def init():
         params = policy.network.init(keys[0], family.context(family.sample(keys[0]), keys[0]))
@@ -222,6 +224,20 @@ def test_metrics_of_the_main_method():
     expected = dict.fromkeys(scalars, ()) | {name: (size,) for name, size in vectors.items()}
     assert {name: value.shape for name, value in metrics.items()} == expected
     chex.assert_trees_all_equal_shapes_and_dtypes(reached, state)
+
+
+@pytest.mark.slow
+def test_an_off_policy_objective_alone_trains():
+    """XLA on a CPU crashed on the axis of size 1 that a single path made (jaxlib 0.10)."""
+    network = NetworkConfig(trunk="unet", widths=(8, 16), embedding=8)
+    objective = HybridConfig(on_policy=0.0)
+    init, update, dataset = real_problem(
+        dataclasses.replace(CONFIG, network=network, balance=objective)
+    )
+    run = jax.jit(scan_updates(update))
+    batches = draw_batches(jax.random.key(3), dataset, 0, num_steps=10, batch_size=8)
+    _, metrics = run(jax.jit(init)(), batches, dataset)
+    assert metrics["loss"][-1] < metrics["loss"][0]
 
 
 def flat(tree):

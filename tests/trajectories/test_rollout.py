@@ -9,7 +9,7 @@ import pytest
 
 from lohp_jax.optimizers import make_optimizer, sam
 from lohp_jax.tasks import make_family
-from lohp_jax.trajectories.rollout import diverged, rollout
+from lohp_jax.trajectories.rollout import diverged, over_tasks, rollout
 from lohp_jax.types import TaskFamily, Trajectory
 
 KEY = jax.random.key(0)
@@ -130,6 +130,19 @@ def test_vmap_over_tasks_starts_and_learning_rates_equals_a_loop():
         expected = run(data[i], start, keys[i], float(rates[i]))
         actual = jax.tree.map(lambda leaf, i=i: leaf[i], batch)
         chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_over_tasks_equals_a_loop_in_one_compilation():
+    starts = np.float32([[0.0, 1.0], [2.0, -1.0], [0.5, 0.5]])
+
+    @chex.assert_max_traces(n=2)  # for a CPU and for anything else
+    def run(scale, start):
+        return {"sum": scale * start.sum(), "start": start}
+
+    scales = np.float32([1.0, 2.0, 3.0])
+    together = jax.jit(over_tasks(run))(scales, starts)
+    np.testing.assert_allclose(together["sum"], [1.0, 2.0, 3.0])
+    np.testing.assert_array_equal(together["start"], starts)
 
 
 def test_one_compilation_serves_all_tasks_starts_and_learning_rates():
