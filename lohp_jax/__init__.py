@@ -30,7 +30,7 @@ from lohp_jax.training.problem import (
 from lohp_jax.training.step import TrainState, draw_batches, make_update, scan_updates
 from lohp_jax.trajectories.matching import match
 from lohp_jax.trajectories.prepare import prepare
-from lohp_jax.trajectories.rollout import rollout
+from lohp_jax.trajectories.rollout import over_tasks, rollout
 from lohp_jax.trajectories.store import open_store
 from lohp_jax.types import Generator, TaskFamily, Trajectory
 from lohp_jax.version import __version__
@@ -48,6 +48,7 @@ __all__ = [
     "make_optimizer",
     "sam",
     "rollout",
+    "over_tasks",
     "match",
     "prepare",
     "open_store",

@@ -10,7 +10,7 @@ import os
 import pathlib
 import platform
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ import numpy as np
 from lohp_jax.baselines import adaptation
 from lohp_jax.baselines.retrieval import nearest_task
 from lohp_jax.baselines.ridge import ridge
+from lohp_jax.codec import Codec
 from lohp_jax.evaluation import scores
 from lohp_jax.evaluation.figures import figures
 from lohp_jax.evaluation.honesty import honesty
@@ -37,7 +38,7 @@ from lohp_jax.training.problem import (
 )
 from lohp_jax.trajectories.prepare import prepare
 from lohp_jax.trajectories.store import Store, open_store
-from lohp_jax.types import Generator, Params, TaskFamily, Trajectory
+from lohp_jax.types import Generator, Params, PyTree, TaskFamily, Trajectory
 
 SCHEMA = 1
 _TUNING_TASKS = 64
@@ -155,55 +156,33 @@ def evaluate_run(
       OSError if the disk is full, with the results before it intact.
     """
     directory = pathlib.Path(directory)
-    trained, family = _load_trained(directory, config), family_of(config)
-    frame, store = _frame_and_store(directory, config, family)
-    policy = make_policy(config, family, frame, "lohp")
-    dataset = make_dataset(config, store, policy)
-    key, num_tasks = _key(config, "evaluate"), config.evaluation.num_tasks
-    tasks = scores.draw_tasks(family, key, num_tasks, "held_out")
+    trained = _load_trained(directory, config)
+    setting, about = _set_up(directory, config)
     stages = [*teacher_names(config), "same_support_adam", *_CLOSED_FORM, *trained]
 
     def announce(method):
         on_progress(method, stages.index(method), len(stages))
 
-    rows, taught = _score_teachers(config, family, frame, tasks, announce)
+    teacher_rows, taught = _score_teachers(setting, announce)
     announce("same_support_adam")
-    tuned = _tune(config, family, frame)
-    generators = _closed_form(config, family, frame, dataset, policy.codec) | trained
-    producers = {"same_support_adam": scores.adapter(family, frame.theta_0, tuned)}
-    producers |= {method: scores.from_generator(g) for method, g in generators.items()}
-    honest = {}
-    for method, produce in producers.items():
-        announce(method)
-        producer = scores.make_producer(produce)
-        cost = tuned.num_steps if method == "same_support_adam" else 0
-        row, weights = _score(config, family, tasks, method, producer, gradients=cost)
-        rows.append(row)
-        if method in trained:
-            honest[method] = honesty(
-                family,
-                producer,
-                tasks,
-                codec=policy.codec,
-                weights=weights,
-                teacher_weights=_ends(taught),
-                training_tokens=dataset.tokens[_imitated(frame, dataset), -1],
-            )
-    about = _describe(config, frame, store)
+    tuned = _tune(setting)
+    producers = {"same_support_adam": scores.adapter(setting.family, setting.frame.theta_0, tuned)}
+    for method, generator in (_closed_form(setting) | trained).items():
+        producers[method] = scores.from_generator(generator)
+    rows, honest = _score_producers(setting, producers, taught, announce, tuned.num_steps)
     drawn = figures(
-        family,
+        setting.family,
         trained["lohp"],
-        tasks,
-        codec=policy.codec,
+        setting.tasks,
+        codec=setting.codec,
         teacher=about["imitated"],
         taught=taught,
         compression=config.training.compression,
     )
     results = {
         **about,
-        "num_weights": int(policy.codec.mask.sum()),
         "same_support_adam": tuned._asdict(),
-        "rows": rows,
+        "rows": teacher_rows + rows,
         "honesty": honest,
     }
     write_json(directory / "figures.json", drawn)
@@ -333,14 +312,43 @@ def _load_trained(directory: pathlib.Path, config: RunConfig) -> dict[str, Gener
     return generators
 
 
+class _Setting(NamedTuple):
+    """What every method is evaluated on."""
+
+    config: RunConfig
+    family: TaskFamily
+    frame: Frame
+    codec: Codec
+    dataset: Dataset
+    tasks: scores.TaskBatch
+
+
+def _set_up(directory: pathlib.Path, config: RunConfig) -> tuple[_Setting, dict[str, Any]]:
+    """The setting of a run, and what results.json says of it."""
+    family = family_of(config)
+    frame, store = _frame_and_store(directory, config, family)
+    policy = make_policy(config, family, frame, "lohp")
+    dataset = make_dataset(config, store, policy)
+    key = _key(config, "evaluate")
+    tasks = scores.draw_tasks(family, key, config.evaluation.num_tasks, "held_out")
+    about = {
+        "schema": SCHEMA,
+        "family": config.family,
+        "config": to_json(config),
+        "environment": environment(),
+        "imitated": teacher_names(config)[int(frame.optimizer)],
+        "num_trajectories": len(store),
+        "num_dropped": store.num_dropped,
+        "num_weights": int(policy.codec.mask.sum()),
+    }
+    return _Setting(config, family, frame, policy.codec, dataset, tasks), about
+
+
 def _score_teachers(
-    config: RunConfig,
-    family: TaskFamily,
-    frame: Frame,
-    tasks: scores.TaskBatch,
-    announce: Callable[[str], None],
+    setting: _Setting, announce: Callable[[str], None]
 ) -> tuple[list[dict[str, Any]], Trajectory]:
     """Rows of all teachers, and the trajectories of the one that is imitated."""
+    config, family, frame, _, _, tasks = setting
     rows, num_steps = [], config.prepare.num_steps
     for index, method in enumerate(teacher_names(config)):
         announce(method)
@@ -360,50 +368,50 @@ def _score_teachers(
     return rows, imitated
 
 
-def _score(
-    config: RunConfig,
-    family: TaskFamily,
-    tasks: scores.TaskBatch,
-    method: str,
-    producer: scores.Producer,
-    *,
-    gradients: int,
-) -> tuple[dict[str, Any], Params]:
-    """Row of a method that makes weights from contexts, and the weights, leading axis R."""
-    weights = producer.many(tasks.contexts, tasks.keys)
-    row = scores.make_row(
-        method,
-        config.seed,
-        scores.accuracies(family, weights, tasks.data),
-        gradients=gradients,
-        latency=scores.latency(producer, tasks.contexts, tasks.keys),
-    )
-    return row, weights
+def _score_producers(
+    setting: _Setting,
+    producers: dict[str, Callable[[PyTree, jax.Array], Params]],
+    taught: Trajectory,
+    announce: Callable[[str], None],
+    adam_steps: int,
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
+    """Rows and honesty reports of all that makes weights from contexts."""
+    config, family, _, codec, dataset, tasks = setting
+    rows, honest = [], {}
+    for method, produce in producers.items():
+        announce(method)
+        producer = scores.make_producer(produce)
+        weights = producer.many(tasks.contexts, tasks.keys)
+        row = scores.make_row(
+            method,
+            config.seed,
+            scores.accuracies(family, weights, tasks.data),
+            gradients=adam_steps if method == "same_support_adam" else 0,
+            latency=scores.latency(producer, tasks.contexts, tasks.keys),
+        )
+        rows.append(row)
+        honest[method] = honesty(
+            family,
+            producer,
+            tasks,
+            codec=codec,
+            weights=weights,
+            teacher_weights=_ends(taught),
+            training_tokens=dataset.tokens[_imitated(setting), -1],
+        )
+    return rows, honest
 
 
-def _describe(config: RunConfig, frame: Frame, store: Store) -> dict[str, Any]:
-    """What was run, and on what."""
-    return {
-        "schema": SCHEMA,
-        "family": config.family,
-        "config": to_json(config),
-        "environment": environment(),
-        "imitated": teacher_names(config)[int(frame.optimizer)],
-        "num_trajectories": len(store),
-        "num_dropped": store.num_dropped,
-    }
-
-
-def _imitated(frame: Frame, dataset: Dataset) -> np.ndarray:
+def _imitated(setting: _Setting) -> np.ndarray:
     """Rows of the trajectories of the imitated teacher."""
-    return np.flatnonzero(np.asarray(dataset.optimizer) == int(frame.optimizer))
+    return np.flatnonzero(np.asarray(setting.dataset.optimizer) == int(setting.frame.optimizer))
 
 
-def _tune(config: RunConfig, family: TaskFamily, frame: Frame) -> adaptation.Tuned:
+def _tune(setting: _Setting) -> adaptation.Tuned:
     """Learning rate and length of Adam on a support, tuned on training tasks."""
-    key = jax.random.fold_in(_key(config, "evaluate"), 1)
-    tuning = scores.draw_tasks(family, key, _TUNING_TASKS, "train")
-    return adaptation.tune(family, frame.theta_0, tuning.data, tuning.contexts)
+    key = jax.random.fold_in(_key(setting.config, "evaluate"), 1)
+    tuning = scores.draw_tasks(setting.family, key, _TUNING_TASKS, "train")
+    return adaptation.tune(setting.family, setting.frame.theta_0, tuning.data, tuning.contexts)
 
 
 def _ends(trajectory: Trajectory) -> Params:
@@ -411,9 +419,10 @@ def _ends(trajectory: Trajectory) -> Params:
     return jax.tree.map(lambda leaf: leaf[:, -1], trajectory.states)
 
 
-def _closed_form(config, family, frame, dataset: Dataset, codec) -> dict[str, Generator]:
+def _closed_form(setting: _Setting) -> dict[str, Generator]:
     """The baselines that need no training, on several supports of every stored task."""
-    rows = jnp.asarray(np.tile(_imitated(frame, dataset), _SUPPORT_DRAWS))
+    config, family, _, codec, dataset, _ = setting
+    rows = jnp.asarray(np.tile(_imitated(setting), _SUPPORT_DRAWS))
     data = jax.tree.map(lambda leaf: leaf[rows], dataset.data)
     keys = jax.random.split(jax.random.fold_in(_key(config, "evaluate"), 2), len(rows))
     contexts = jax.jit(jax.vmap(family.context))(data, keys)

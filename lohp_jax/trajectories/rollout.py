@@ -80,10 +80,16 @@ def over_tasks(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     matrices one by one (`benchmarks/trajectories.py`), and keeps what every task holds in between.
     """
 
+    together = jax.vmap(fn)
+
     def one_by_one(*tasks):
         return jax.lax.map(lambda task: fn(*task), tasks)
 
-    return functools.partial(jax.lax.platform_dependent, cpu=one_by_one, default=jax.vmap(fn))
+    @functools.wraps(together)
+    def over_all(*tasks):
+        return jax.lax.platform_dependent(*tasks, cpu=one_by_one, default=together)
+
+    return over_all
 
 
 def diverged(trajectory: Trajectory) -> jax.Array:
