@@ -27,12 +27,7 @@ SETTINGS: dict[str, list[str]] = {
     "5way_support_teacher": ["--tasks.teacher-data", "support", "--methods", *DECOUPLED],
     "5way_new_classes": ["--tasks.holdout", "classes", "--methods", *DECOUPLED],
     "partitions": [
-        "--family",
-        "digits_partitions",
-        "--methods",
-        *LEARNED[:1],
-        "lohp_consolidated",
-        *LEARNED[1:],
+        *("--family", "digits_partitions", "--methods", "lohp_consolidated", *LEARNED[:-1])
     ],
 }
 RESULTS = pathlib.Path(__file__).parent / "results" / "lohp.json"
@@ -42,10 +37,9 @@ def run(setting: str, seed: int, out: pathlib.Path) -> dict:
     """Results of one setting and seed, from disk if they are there."""
     directory = out / f"{setting}-{seed}"
     if not (directory / "results.json").exists():
-        command = ["lohp", "run", "--out", str(directory), "--seed", str(seed)]
-        resume = ["--resume"] if (directory / "config.json").exists() else []
-        options = [] if resume else SETTINGS[setting]
-        subprocess.run([*command[:4], *resume] if resume else [*command, *options], check=True)
+        fresh = ["--seed", str(seed), *SETTINGS[setting]]
+        options = ["--resume"] if (directory / "config.json").exists() else fresh
+        subprocess.run(["lohp", "run", "--out", str(directory), *options], check=True)
     return json.loads((directory / "results.json").read_text())
 
 

@@ -308,7 +308,9 @@ def _train(out: pathlib.Path, config: RunConfig, method: str, strategy: Strategy
             text += "  frozen" if at.metrics["frozen"] else ""
         update(completed=at.step, text=text)
 
-    with _progress(f"train {method}", num_updates(config, method), "compiling") as update:
+    total, done = num_updates(config, method), runs.trained_steps(out, method)
+    with _progress(f"train {method}", total, "compiling" if done < total else "") as update:
+        update(completed=done)
         runs.train_run(out, config, method, strategy=strategy, on_progress=show)
 
 
