@@ -309,8 +309,8 @@ def _train(out: pathlib.Path, config: RunConfig, method: str, strategy: Strategy
         update(completed=at.step, text=text)
 
     total, done = num_updates(config, method), runs.trained_steps(out, method)
-    with _progress(f"train {method}", total, "compiling" if done < total else "") as update:
-        update(completed=done)
+    text = "compiling" if done < total else ""
+    with _progress(f"train {method}", total, text, completed=done) as update:
         runs.train_run(out, config, method, strategy=strategy, on_progress=show)
 
 
@@ -387,7 +387,9 @@ def _print(values: dict[str, Any], as_json: bool) -> None:
 
 
 @contextlib.contextmanager
-def _progress(description: str, total: int | None, text: str) -> Iterator[Callable[..., None]]:
+def _progress(
+    description: str, total: int | None, text: str, completed: int = 0
+) -> Iterator[Callable[..., None]]:
     """A line on standard error: what is done, the rate, the time left, and a text that changes."""
     columns = (
         rich.progress.TextColumn("{task.description}"),
@@ -398,7 +400,7 @@ def _progress(description: str, total: int | None, text: str) -> Iterator[Callab
         rich.progress.TextColumn("{task.fields[text]}", markup=False),
     )
     with rich.progress.Progress(*columns, console=_errors, expand=True) as progress:
-        task = progress.add_task(description, total=total, text=text)
+        task = progress.add_task(description, total=total, text=text, completed=completed)
         yield functools.partial(progress.update, task)
 
 
