@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lohp_jax.baselines.features import canonical_order, check_context, relabel
 from lohp_jax.policy.hybrid import Policy, roll_out
+from lohp_jax.tasks.support import canonical_order, check_context, relabel
 from lohp_jax.training import checkpoint
 from lohp_jax.training.config import RunConfig, from_json, resolve
 from lohp_jax.training.loop import initial_state

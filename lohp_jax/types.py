@@ -32,6 +32,8 @@ class TaskFamily:
       class_axes: pytree like the params: the axis of a leaf that counts the labels, -1 for none;
         None where no leaf has such an axis. Permuting the labels of a task permutes these axes.
       context_loss: `(params, context) -> scalar`, the inner loss on the context alone.
+      rename: `(data, order) -> data`, the same task with label c called `order[c]`; None where a task
+        has no labels.
     """
 
     sample: Callable[..., PyTree]
@@ -43,6 +45,7 @@ class TaskFamily:
     num_classes: int = 0
     class_axes: PyTree | None = None
     context_loss: Callable[[Params, PyTree], jax.Array] | None = None
+    rename: Callable[[PyTree, jax.Array], PyTree] | None = None
 
 
 class Trajectory(NamedTuple):

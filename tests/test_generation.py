@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import lohp_jax
-from lohp_jax.baselines.features import canonical_order, relabel
 from lohp_jax.codec import make_codec
 from lohp_jax.data.images import ImageSet
 from lohp_jax.generation import generate, image_shape, policy_generator
@@ -17,6 +16,7 @@ from lohp_jax.policy.hybrid import HybridConfig, Policy
 from lohp_jax.policy.network import NetworkConfig, make_policy_network
 from lohp_jax.tasks.image_tasks import image_family
 from lohp_jax.tasks.n_way import n_way_tables
+from lohp_jax.tasks.support import canonical_order, relabel
 from lohp_jax.training import checkpoint
 from lohp_jax.training.config import FamilyConfig, RunConfig, TrainingConfig, resolve, to_json
 from lohp_jax.training.loop import initial_state

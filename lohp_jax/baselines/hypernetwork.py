@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from lohp_jax.baselines.features import canonical_order, relabel
 from lohp_jax.policy.hybrid import Example, Policy, embed, roll_out
+from lohp_jax.tasks.support import canonical_order, relabel
 from lohp_jax.types import TaskFamily
 
 

@@ -7,8 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from lohp_jax.baselines.features import check_context, relabel
-from lohp_jax.policy.encoder import class_means
+from lohp_jax.tasks.support import check_context, class_means, relabel
 from lohp_jax.types import Generator, Params, TaskFamily
 
 _MOST_ORDERS = 720

@@ -6,16 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lohp_jax.baselines.features import check_context
 from lohp_jax.codec import Codec
-from lohp_jax.policy.encoder import class_means
+from lohp_jax.tasks.support import canonical_order, check_context, class_means, relabel
 from lohp_jax.types import Generator, TaskFamily
 
 _ALPHAS = np.logspace(-3, 4, 15)
 
 
 def ridge(family: TaskFamily, codec: Codec, contexts: dict, tokens: jax.Array) -> Generator:
-    """Generator linear in the mean support images of the labels.
+    """Generator linear in the mean support images of the labels, in their canonical order.
 
     The penalty is the best of 15 by leave-one-out error (scikit-learn's `RidgeCV`).
 
@@ -34,8 +33,9 @@ def ridge(family: TaskFamily, codec: Codec, contexts: dict, tokens: jax.Array) -
 
     def apply(params, context, key, **_):
         matrix, offset = params
-        flat = matrix @ class_means(context, family.num_classes).reshape(-1) + offset
-        return codec.decode(flat.reshape(codec.mask.shape))
+        ordered, rank = canonical_order(family, context)
+        flat = matrix @ class_means(ordered, family.num_classes).reshape(-1) + offset
+        return relabel(codec.decode(flat.reshape(codec.mask.shape)), family.class_axes, rank)
 
     check = functools.partial(
         check_context, num_classes=family.num_classes, image_shape=contexts["images"].shape[2:]

@@ -11,6 +11,7 @@ import numpy as np
 from lohp_jax.baselines import adaptation
 from lohp_jax.generation import generate
 from lohp_jax.optimizers import make_optimizer
+from lohp_jax.tasks.support import name_canonically
 from lohp_jax.trajectories.rollout import over_tasks, rollout
 from lohp_jax.types import Generator, Params, PyTree, TaskFamily
 
@@ -33,11 +34,11 @@ class TaskBatch(NamedTuple):
 
 
 def draw_tasks(family: TaskFamily, key: jax.Array, num_tasks: int, split: str) -> TaskBatch:
-    """Samples tasks of a split and one support of each."""
+    """Samples tasks of a split and one support of each, by which their labels are named."""
 
     def draw(key):
         task_key, context_key, key = jax.random.split(key, 3)
-        data = family.sample(task_key, split)
+        data = name_canonically(family, family.sample(task_key, split), context_key)
         return TaskBatch(data, family.context(data, context_key), key)
 
     return jax.jit(jax.vmap(draw))(jax.random.split(key, num_tasks))

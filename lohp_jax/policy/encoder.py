@@ -48,10 +48,3 @@ def _contrast(means: jax.Array) -> list[jax.Array]:
     everything = jnp.broadcast_to(means.mean(axis=0, keepdims=True), means.shape)
     normalise = hk.LayerNorm(axis=-1, create_scale=False, create_offset=False)
     return [normalise(x) for x in (means, means - everything, everything)]
-
-
-def class_means(context: dict, num_classes: int) -> jax.Array:
-    """`[num_classes, pixels]` mean support image of each label."""
-    images = context["images"].reshape(len(context["images"]), -1)
-    member = jax.nn.one_hot(context["labels"], num_classes, dtype=images.dtype)
-    return (member.T @ images) / jnp.maximum(member.sum(axis=0), 1.0)[:, None]

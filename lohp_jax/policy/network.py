@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from lohp_jax.codec import Codec
-from lohp_jax.policy.encoder import SetEncoder, class_means
+from lohp_jax.policy.encoder import SetEncoder
 from lohp_jax.policy.unet import MLPTrunk, UNet
+from lohp_jax.tasks.support import class_means
 from lohp_jax.types import PyTree
 
 TRUNKS = {"unet": UNet, "mlp": MLPTrunk}

@@ -112,6 +112,7 @@ def image_family(
         num_classes=num_labels,
         class_axes=net.class_axes,
         context_loss=context_loss,
+        rename=lambda data, order: {**data, "labels": order[data["labels"]]},
     )
 
 

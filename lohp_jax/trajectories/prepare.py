@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from lohp_jax.optimizers import make_optimizer
+from lohp_jax.tasks.support import name_canonically
 from lohp_jax.trajectories.rollout import diverged, over_tasks, rollout
 from lohp_jax.trajectories.store import Store, create
 from lohp_jax.types import Params, TaskFamily
@@ -39,8 +40,9 @@ def prepare(
 ) -> Store:
     """Runs every optimizer on every task and stores all states; resumes where it stopped.
 
-    Task i and its start depend on `key` and i alone, so all optimizers see the same ones and a
-    resumed run repeats them. Runs that diverge are dropped and counted in the store.
+    Labels are named canonically, see `lohp_jax.tasks.support`. Task i and its start depend on `key`
+    and i alone, so all optimizers see the same ones and a resumed run repeats them. Runs that diverge
+    are dropped and counted in the store.
 
     Args:
       family: the tasks; training tasks are sampled.
@@ -101,8 +103,8 @@ def _keys(key: jax.Array, first: int, count: int) -> jax.Array:
 
 def _run(family, teacher, begin, num_steps, key):
     """One task under one optimizer: what the store keeps, and whether it is of no use."""
-    task_key, start_key, loss_key = jax.random.split(key, 3)
-    data = family.sample(task_key, "train")
+    task_key, start_key, loss_key, name_key = jax.random.split(key, 4)
+    data = name_canonically(family, family.sample(task_key, "train"), name_key)
     trajectory = rollout(family, teacher, data, begin(start_key), loss_key, num_steps=num_steps)
     kept = {"states": trajectory.states, "losses": trajectory.losses, "data": data}
     return kept, diverged(trajectory)

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lohp_jax.baselines.features import canonical_order
 from lohp_jax.baselines.hypernetwork import regression_loss, task_loss
 from lohp_jax.codec import make_codec
 from lohp_jax.policy.hybrid import Example, HybridConfig, Policy
 from lohp_jax.policy.network import Heads, PolicyNetwork
 from lohp_jax.tasks import make_family
+from lohp_jax.tasks.support import canonical_order
 from lohp_jax.types import TaskFamily
 
 CODEC = make_codec(

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lohp_jax.baselines.features import relabel
 from lohp_jax.baselines.retrieval import nearest_task
 from lohp_jax.generation import generate
+from lohp_jax.tasks.support import relabel
 from lohp_jax.types import TaskFamily
 
 SHAPE, NUM_TASKS, SHOTS = (2, 2, 1), 4, 2

@@ -6,7 +6,7 @@ from lohp_jax.baselines import ridge as ridge_module
 from lohp_jax.baselines.ridge import ridge
 from lohp_jax.codec import make_codec
 from lohp_jax.generation import generate
-from lohp_jax.policy.encoder import class_means
+from lohp_jax.tasks.support import class_means
 from lohp_jax.types import TaskFamily
 
 NUM_CLASSES, SHAPE, NUM_TASKS = 2, (2, 1, 1), 30

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lohp_jax.baselines.features import canonical_order, check_context, relabel
-from lohp_jax.policy.encoder import class_means
 from lohp_jax.tasks.networks import make_network
+from lohp_jax.tasks.support import canonical_order, check_context, class_means, relabel
 from lohp_jax.types import TaskFamily
 
 NUM_CLASSES, SHAPE = 3, (2, 2, 1)

@@ -1,10 +1,14 @@
-"""What can be seen of a support without a network: its faults, and the names of its labels."""
+"""What can be seen of a support without a network: its faults, and an order of its labels.
+
+The names of the labels mean nothing, but a network that starts at theta_0 tells them apart: a task
+and the same task under other names have different solutions. Where weights are learned, stored or
+compared, labels therefore go by their canonical order, which leaves one name for each task to learn.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lohp_jax.policy.encoder import class_means
 from lohp_jax.types import Params, PyTree, TaskFamily
 
 
@@ -25,6 +29,13 @@ def relabel(params: Params, class_axes: PyTree | None, order: jax.Array) -> Para
     )
 
 
+def class_means(context: dict, num_classes: int) -> jax.Array:
+    """`[num_classes, pixels]` mean support image of each label."""
+    images = context["images"].reshape(len(context["images"]), -1)
+    member = jax.nn.one_hot(context["labels"], num_classes, dtype=images.dtype)
+    return (member.T @ images) / jnp.maximum(member.sum(axis=0), 1.0)[:, None]
+
+
 def canonical_order(family: TaskFamily, context: dict) -> tuple[dict, jax.Array | None]:
     """Renames the labels of a context to an order that depends on their examples alone.
 
@@ -39,6 +50,14 @@ def canonical_order(family: TaskFamily, context: dict) -> tuple[dict, jax.Array 
     direction = jax.random.normal(jax.random.key(0), means.shape[1:])
     rank = jnp.argsort(jnp.argsort(means @ direction))
     return {**context, "labels": rank[context["labels"]]}, rank
+
+
+def name_canonically(family: TaskFamily, data: PyTree, key: jax.Array) -> PyTree:
+    """The same task with its labels in the canonical order of the support that `key` draws."""
+    if family.rename is None:
+        return data
+    _, rank = canonical_order(family, family.context(data, key))
+    return family.rename(data, rank)
 
 
 def check_context(context: PyTree, *, num_classes: int, image_shape: tuple[int, ...]) -> None:
