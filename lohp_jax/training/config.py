@@ -192,7 +192,7 @@ _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "digits_partitions": {
         "prepare": {"optimizers": ("adam:0.003",), "num_steps": 120, "num_tasks": 1000},
-        "training": {"compression": 40, "updates": 1000, "batch_size": 32},
+        "training": {"compression": 60, "updates": 2000, "batch_size": 16},
     },
 }
 
