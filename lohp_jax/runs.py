@@ -23,6 +23,8 @@ from lohp_jax.codec import Codec
 from lohp_jax.evaluation import scores
 from lohp_jax.evaluation.figures import figures
 from lohp_jax.evaluation.honesty import honesty
+from lohp_jax.evaluation.records import SCHEMA
+from lohp_jax.files import write_atomically
 from lohp_jax.generation import load
 from lohp_jax.training import checkpoint
 from lohp_jax.training.config import METHODS, RunConfig, from_json, resolve, to_json
@@ -40,7 +42,6 @@ from lohp_jax.trajectories.prepare import prepare
 from lohp_jax.trajectories.store import Store, open_store
 from lohp_jax.types import Generator, Params, PyTree, TaskFamily, Trajectory
 
-SCHEMA = 1
 _TUNING_TASKS = 64
 _SUPPORT_DRAWS = 4
 _CLOSED_FORM = ("nearest_task", "ridge")
@@ -206,7 +207,7 @@ def write_weights(path: str | os.PathLike, weights: Params) -> None:
     }
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, safetensors.numpy.save(tensors))
+    write_atomically(path, safetensors.numpy.save(tensors))
 
 
 def teacher_names(config: RunConfig) -> list[str]:
@@ -263,21 +264,7 @@ def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
 
     Raises: OSError if the disk is full; the old file is then intact.
     """
-    _write(path, (json.dumps(values, indent=1) + "\n").encode())
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        reason = f"{error.strerror} (what was there before is intact; see to the disk and go on)"
-        raise OSError(error.errno, reason, str(path)) from error
+    write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
 def _key(config: RunConfig, purpose: str) -> jax.Array:

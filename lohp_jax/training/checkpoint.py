@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from lohp_jax.files import write_atomically
 from lohp_jax.types import PyTree
 
 _MANIFEST = "manifest.json"
@@ -211,12 +212,8 @@ def _hash_files(folder: pathlib.Path) -> dict[str, str]:
 
 
 def _write_manifest(folder: pathlib.Path, content: dict[str, Any]) -> None:
-    partial = folder / f"{_MANIFEST}.partial"
-    with partial.open("w") as file:
-        json.dump({"sha256": _digest(content), "content": content}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / _MANIFEST)
+    record = json.dumps({"sha256": _digest(content), "content": content}, indent=1)
+    write_atomically(folder / _MANIFEST, record.encode())
 
 
 def _read_manifest(step: int, folder: pathlib.Path) -> dict[str, Any]:

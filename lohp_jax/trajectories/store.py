@@ -26,6 +26,7 @@ import chex
 import jax
 import numpy as np
 
+from lohp_jax.files import write_atomically
 from lohp_jax.types import PyTree
 
 SCHEMA = 1
@@ -495,12 +496,8 @@ def _read_header(directory: pathlib.Path) -> _Header:
 
 
 def _write_header(directory: pathlib.Path, header: _Header):
-    """Puts a new header in the place of the old one in a single step."""
-    with _temporary_folder(directory) as temporary:
-        with open(temporary / "header.json", "w", encoding="utf-8") as file:
-            json.dump(_header_to_json(header), file, indent=1)
-            _sync(file)
-        os.replace(file.name, directory / "header.json")
+    content = json.dumps(_header_to_json(header), indent=1)
+    write_atomically(directory / "header.json", content.encode())
 
 
 @contextlib.contextmanager

@@ -1,0 +1,305 @@
+"""The plots of a report: matplotlib figures drawn from the numbers in a run directory.
+
+Drawn without pyplot and its global state; matplotlib is imported when the first plot is made.
+"""
+
+import io
+import math
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lohp_jax.evaluation.records import array, field, number, read_lines, read_versioned, section
+from lohp_jax.evaluation.standings import (
+    Score,
+    accuracy_text,
+    decimal,
+    held_out,
+    is_teacher,
+    kinds,
+    significant,
+)
+
+_TEACHER_COLOR = "#333333"
+_COLORS = {  # Okabe and Ito's palette, which colour-blind readers can tell apart
+    "lohp": "#0072b2",
+    "lohp_consolidated": "#56b4e9",
+    "hypernetwork": "#e69f00",
+    "cloning": "#009e73",
+    "paper_literal": "#d55e00",
+    "lo_di": "#cc79a7",
+    "lo_op": "#8b6914",
+}
+_TASK_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b6914")
+_TEACHER_PATH = {"linewidth": 1.0, "alpha": 0.55}
+_GENERATED_PATH = {"linewidth": 1.8, "marker": "o", "markersize": 3}
+_LOGIT_TICKS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+_LOGIT_RANGE = (0.001, 0.999)  # the scale has no place for 0 and 1
+_STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "svg.hashsalt": "lohp",  # the same numbers give the same bytes
+    "text.parse_math": False,  # a "$" in a method's name is a dollar
+}
+
+
+class Plot(NamedTuple):
+    """A picture and its words; `figure` is None if the run directory does not hold its numbers."""
+
+    title: str
+    figure: Any
+    alt: str
+    caption: str
+
+
+def draw_plots(directory: pathlib.Path, scores: list[Score]) -> list[tuple[Plot, bytes]]:
+    """Every plot with its SVG, in matplotlib's default style whatever the user's own is.
+
+    The SVG is empty where the run directory does not hold the numbers.
+    """
+    import matplotlib.style  # here, for a light `import lohp_jax`
+
+    file = directory / "figures.json"
+    figures = read_versioned(file) if file.exists() else {}
+    projection, cosine, by_step = (
+        section(figures, key, str(file)) for key in ("projection", "cosine", "accuracy_by_step")
+    )
+    lines = read_lines(directory / "metrics.jsonl")
+    with matplotlib.style.context(["default", _STYLE]):
+        plots = [
+            _plot_accuracy(held_out(scores)),
+            _plot_trajectories(projection, f"{file}, projection"),
+            _plot_cosine(cosine, f"{file}, cosine"),
+            _plot_accuracy_by_step(by_step, f"{file}, accuracy_by_step"),
+            _plot_curves(lines, "loss"),
+            _plot_curves(lines, "progress"),
+        ]
+        return [(plot, _svg(plot.figure)) for plot in plots]
+
+
+def _svg(figure: Any) -> bytes:
+    if figure is None:
+        return b""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _axes(height: float = 3.6) -> tuple[Any, Any]:
+    """A figure of one plot, `height` in inches; its text stays readable on a phone."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.4, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _legend(figure: Any) -> None:
+    """Above the axes, where it hides nothing."""
+    figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2)
+
+
+def _plot_accuracy(scores: list[Score]) -> Plot:
+    title = "Accuracy of all methods"
+    if not scores:
+        return Plot(title, None, "", "results.json has no accuracy on unseen tasks.")
+    figure, axes = _axes(height=1.1 + 0.3 * len(scores))
+    for i, score in enumerate(scores):
+        axes.errorbar(
+            np.clip(score.accuracy, *_LOGIT_RANGE),
+            i,
+            xerr=np.nan_to_num(score.spread),
+            fmt="o",
+            markersize=4,
+            capsize=4,
+            color=_color(score.method),
+        )
+    axes.set_yticks(range(len(scores)), [s.method for s in scores])
+    for label, score in zip(axes.get_yticklabels(), scores, strict=True):
+        label.set_fontweight("bold" if score.method.startswith("lohp") else "normal")
+    axes.set_ylim(len(scores) - 0.5, -0.5)
+    values = axes.secondary_yaxis("right")
+    values.set_yticks(range(len(scores)), [f"{s.accuracy:.3f}" for s in scores])
+    values.tick_params(length=0)
+    values.spines["right"].set_visible(False)
+    teacher = next(filter(is_teacher, scores), None)
+    if teacher is not None:
+        axes.axvline(teacher.accuracy, color=_TEACHER_COLOR, linestyle="--", linewidth=1)
+    _set_logit_scale(axes, scores)
+    axes.set_xlabel("accuracy on unseen tasks (logit scale)")
+    line = "" if teacher is None else f" The dashed line is the best teacher, {teacher.method}."
+    return Plot(
+        title,
+        figure,
+        "Accuracy, best first: "
+        + "; ".join(f"{s.method} {accuracy_text(s)}" for s in scores)
+        + ".",
+        f"Mean over unseen tasks. Error bars: {kinds(scores)}.{line}",
+    )
+
+
+def _set_logit_scale(axes: Any, scores: list[Score]) -> None:
+    """Stretches the axis towards 1, where good methods lie close together."""
+    from matplotlib.ticker import MaxNLocator
+    from scipy.special import expit, logit
+
+    ends = [s.accuracy + side * np.nan_to_num(s.spread) for s in scores for side in (-1, 1)]
+    low, high = logit(np.clip([min(ends), max(ends)], *_LOGIT_RANGE))
+    margin = 0.05 * (high - low) + 0.05
+    left, right = expit([low - margin, high + margin])
+    ticks = _LOGIT_TICKS if high - low > 2 else MaxNLocator(5).tick_values(left, right)
+    ticks = [tick for tick in ticks if left < tick < right]
+    axes.set_xscale("logit", nonpositive="clip")
+    axes.set_xlim(left, right)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+
+
+def _plot_trajectories(projection: dict[str, Any], where: str) -> Plot:
+    title = "Trajectories in two principal components"
+    if not projection:
+        return Plot(title, None, "", _absent("projections of trajectories"))
+    explained = array(projection, "explained", where, (2,))
+    paths = list(_paths(field(projection, "paths", where, list), where))
+    tasks = sorted({task for _, task, _ in paths})
+    figure, axes = _axes(height=4.4)
+    for generated in (False, True):  # generated paths lie over the others
+        style = _GENERATED_PATH if generated else _TEACHER_PATH
+        for method, task, points in paths:
+            if method.startswith("lohp") == generated:
+                color = _TASK_COLORS[tasks.index(task) % len(_TASK_COLORS)]
+                axes.plot(*points.T, color=color, **style)
+                axes.plot(*points[-1:].T, color=color, marker="o" if generated else "x", zorder=4)
+        names = sorted({m for m, _, _ in paths if m.startswith("lohp") == generated})
+        if names:
+            axes.plot([], [], color=_TEACHER_COLOR, label=", ".join(names), **style)
+    axes.set_xlabel(f"component 1 ({explained[0]:.0%} of the variance)")
+    axes.set_ylabel(f"component 2 ({explained[1]:.0%})")
+    axes.set_aspect("equal", adjustable="datalim")
+    _legend(figure)
+    return Plot(
+        title,
+        figure,
+        f"Paths of weights of {len(tasks)} unseen tasks in the plane of two principal components, "
+        f"which hold {explained.sum():.0%} of the variance.",
+        "One colour per unseen task. Thin with a cross: the optimizer's path and its end; thick "
+        "with a dot: the generated path and its end.",
+    )
+
+
+def _paths(paths: Any, where: str) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Method, task and points `[N, 2]` of each path that has any."""
+    for i, path in enumerate(paths):
+        at = f"{where}, paths[{i}]"
+        points = array(path, "points", at, (None, 2))
+        if len(points):
+            yield str(field(path, "method", at)), str(field(path, "task", at)), points
+
+
+def _plot_cosine(cosine: dict[str, Any], where: str) -> Plot:
+    title = "Cosine of generated to offline steps"
+    values = {m: array(cosine, m, where, (None,)) for m in cosine}
+    values = {m: v[np.isfinite(v)] for m, v in values.items() if np.isfinite(v).any()}
+    if not values:
+        return Plot(title, None, "", _absent("cosines"))
+    figure, axes = _axes()
+    for method, value in values.items():
+        axes.hist(
+            np.clip(value, -1, 1),  # float32 rounds above 1
+            bins=np.linspace(-1, 1, 41),
+            weights=np.full(len(value), 1 / len(value)),
+            color=_color(method),
+            alpha=0.6,
+            label=f"{method}, mean {value.mean():.2f}",
+        )
+    axes.set_xlabel("cosine")
+    axes.set_ylabel("share of steps")
+    _legend(figure)
+    means = "; ".join(f"{m} has a mean of {v.mean():.2f}" for m, v in values.items())
+    return Plot(
+        title,
+        figure,
+        f"Histogram of cosines from -1 to 1: {means}.",
+        "1: the generated step points where the optimizer went; 0: the two are unrelated.",
+    )
+
+
+def _plot_accuracy_by_step(curves: dict[str, Any], where: str) -> Plot:
+    title = "Accuracy by step"
+    if not curves:
+        return Plot(title, None, "", _absent("accuracies by step"))
+    figure, axes = _axes()
+    ends = []
+    for method, curve in curves.items():
+        at = f"{where}[{method!r}]"
+        step = array(curve, "step", at, (None,))
+        mean, std = (array(curve, name, at, step.shape) for name in ("mean", "std"))
+        marker = "o" if method.startswith("lohp") else None
+        axes.plot(step, mean, color=_color(method), marker=marker, markersize=4, label=method)
+        axes.fill_between(step, mean - std, mean + std, color=_color(method), alpha=0.15, lw=0)
+        ends += [f"{method} ends at {decimal(mean[-1])}"] if len(mean) else []
+    axes.set_xlabel("optimizer steps, or what generated steps stand for")
+    axes.set_ylabel("accuracy on unseen tasks")
+    _legend(figure)
+    return Plot(
+        title,
+        figure,
+        f"Accuracy against optimizer steps: {'; '.join(ends)}.",
+        "Mean over unseen tasks; the band is one standard deviation. A generated step counts as "
+        "the optimizer steps that it stands for.",
+    )
+
+
+_CURVE_CAPTIONS = {
+    "loss": "Methods minimise different losses: compare shapes, not heights.",
+    "progress": "Distance gone by generated weights over that of the optimizer; 1 is wanted, and "
+    "near 0 the generator stands still.",
+}
+
+
+def _plot_curves(lines: list[tuple[str, dict[str, Any]]], name: str) -> Plot:
+    title = f"Training: {name}"
+    curves = _curves(lines, name)
+    if not curves:
+        return Plot(title, None, "", f"metrics.jsonl has no {name}.")
+    figure, axes = _axes()
+    for method, (step, value) in curves.items():
+        axes.plot(step, value, color=_color(method), label=method)
+    if name == "progress":
+        axes.axhline(1, color=_TEACHER_COLOR, linestyle="--", linewidth=1)
+        axes.set_ylim(bottom=0)
+    values = np.concatenate([value for _, value in curves.values()])
+    if name == "loss" and values.min() > 0 and values.max() > 10 * values.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("updates")
+    axes.set_ylabel(name)
+    _legend(figure)
+    ends = "; ".join(f"{m} ends at {significant(value[-1])}" for m, (_, value) in curves.items())
+    return Plot(title, figure, f"{name.capitalize()} by update: {ends}.", _CURVE_CAPTIONS[name])
+
+
+def _curves(lines: list[tuple[str, dict[str, Any]]], name: str) -> dict[str, np.ndarray]:
+    """Steps and values, `[2, N]`, of each method that has any finite value, by step."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for where, line in lines:
+        method, value = str(field(line, "method", where)), number(line, name, where)
+        field(line, "step", where)
+        if math.isfinite(value):
+            curves.setdefault(method, []).append((number(line, "step", where), value))
+    return {method: np.array(sorted(points)).T for method, points in curves.items()}
+
+
+def _absent(what: str) -> str:
+    return f"figures.json is not there or has no {what}."
+
+
+def _color(method: str) -> str:
+    return _COLORS.get(method, _TEACHER_COLOR if method.startswith("teacher_") else "#7a7a7a")

@@ -1,0 +1,118 @@
+"""Reads the files of a run directory; what does not fit is named by file, line and key."""
+
+import json
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+SCHEMA = 1
+"""Version of `results.json` and `figures.json`; the only one that is read."""
+
+
+def read_results(directory: pathlib.Path) -> dict[str, Any]:
+    """The results of a run directory; says how to make them if there are none."""
+    file = directory / "results.json"
+    if not file.exists():
+        raise FileNotFoundError(
+            f"write_report: no results in {directory}: there is no {file}. Make them with "
+            f"`lohp evaluate --out {directory}`."
+        )
+    return read_versioned(file)
+
+
+def read_versioned(file: pathlib.Path) -> dict[str, Any]:
+    """The object of a file with a schema; ValueError for another schema than ours."""
+    content = read_object(file)
+    if content.get("schema") != SCHEMA:
+        raise ValueError(
+            f"write_report: {file} has schema {content.get('schema')!r}, this version of lohp_jax "
+            f"reads schema {SCHEMA} only; use the version that wrote it, or run "
+            f"`lohp evaluate --out {file.parent}` again."
+        )
+    return content
+
+
+def read_object(file: pathlib.Path) -> dict[str, Any]:
+    """The object of a JSON file."""
+    return _parse(_read_text(file), file)
+
+
+def read_lines(file: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
+    """The objects of a file of JSON lines, each with "FILE, line N"; none if there is no file."""
+    lines = _read_text(file).split("\n") if file.exists() else []
+    return [
+        (f"{file}, line {number}", _parse(line, file, number))
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+
+
+def _read_text(file: pathlib.Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"write_report: {file} is damaged: byte {error.start} is not UTF-8."
+        ) from error
+
+
+def _parse(text: str, file: pathlib.Path, first_line: int = 1) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise ValueError(
+            f"write_report: {file}, line {line}, column {error.colno} is not JSON: {error.msg}."
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"write_report: expected an object in {file}, line {first_line}, "
+            f"got {type(content).__name__}."
+        )
+    return content
+
+
+def field(mapping: Any, key: str, where: str, kind: type = object) -> Any:
+    """The value at `key`; ValueError if it is absent or not of that kind."""
+    if not isinstance(mapping, dict) or key not in mapping:
+        raise ValueError(f"write_report: {where} lacks the key {key!r}.")
+    if not isinstance(mapping[key], kind):
+        raise ValueError(
+            f"write_report: expected a {kind.__name__} at {key!r} of {where}, got {mapping[key]!r}."
+        )
+    return mapping[key]
+
+
+def section(mapping: dict[str, Any], key: str, where: str) -> dict[str, Any]:
+    """The object at `key`; empty if it is absent or null."""
+    return {} if mapping.get(key) is None else field(mapping, key, where, dict)
+
+
+def number(mapping: dict[str, Any], key: str, where: str) -> float:
+    """The number at `key`; NaN if it is absent, null or not finite."""
+    value = mapping.get(key)
+    if value is None:
+        return math.nan
+    if not isinstance(value, int | float):
+        raise ValueError(f"write_report: expected a number at {key!r} of {where}, got {value!r}.")
+    return float(value) if math.isfinite(value) else math.nan
+
+
+def array(mapping: Any, key: str, where: str, shape: tuple[int | None, ...]) -> np.ndarray:
+    """The numbers at `key` as float64, null as NaN; None in `shape` stands for any length."""
+    value = field(mapping, key, where)
+    try:
+        array = np.asarray(value, np.float64)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"write_report: {key!r} of {where} is no array: {error}.") from error
+    if array.size == 0 and None in shape:
+        return np.zeros([length or 0 for length in shape])
+    if array.ndim != len(shape) or any(
+        wanted not in (None, got) for wanted, got in zip(shape, array.shape, strict=True)
+    ):
+        raise ValueError(
+            f"write_report: expected {key!r} of {where} to have shape {shape}, got {array.shape}."
+        )
+    return array
