@@ -276,8 +276,9 @@ def _plot_curves(lines: list[tuple[str, dict[str, Any]]], name: str) -> Plot:
         axes.axhline(1, color=_TEACHER_COLOR, linestyle="--", linewidth=1)
         axes.set_ylim(bottom=0)
     values = np.concatenate([value for _, value in curves.values()])
-    if name == "loss" and values.min() > 0 and values.max() > 10 * values.min():
-        axes.set_yscale("log")
+    if name == "loss" and values.max() > 10 * np.abs(values).min():
+        signed = values.min() <= 0  # as a likelihood may be
+        axes.set_yscale("symlog" if signed else "log")
         axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("updates")
     axes.set_ylabel(name)

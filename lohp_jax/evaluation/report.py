@@ -148,15 +148,23 @@ _CHECKS = (
 
 
 def _honesty_table(honesty: dict[str, Any], where: str) -> str:
-    """The checks down, the methods across; further numbers follow without a mark."""
+    """The methods down, the checks across; further numbers follow without a mark."""
     if not honesty:
         return "<p>Left out: results.json has no honesty report.</p>"
-    measured = [_measures(honesty, method, f"{where}, honesty") for method in honesty]
+    measured = {method: _measures(honesty, method, f"{where}, honesty") for method in honesty}
     checked = {key for check in _CHECKS for key in check.keys}
-    others = sorted({key for measures in measured for key in measures} - checked)
+    others = sorted({key for measures in measured.values() for key in measures} - checked)
     checks = (*_CHECKS, *(_Check(_words(key), "", "no limit", {key: ""}) for key in others))
-    rows = [_check_cells(check, measured) for check in checks]
-    return _table(("Check", *map(html.escape, honesty), "Wanted"), rows, css="honesty")
+    rows = [
+        [html.escape(method), *(_verdict(check, measures) for check in checks)]
+        for method, measures in measured.items()
+    ]
+    wanted = ["<em>wanted</em>", *(check.wanted for check in checks)]
+    meanings = "".join(
+        f"<dt>{check.title}</dt><dd>{check.meaning}</dd>" for check in checks if check.meaning
+    )
+    head = ("Method", *(check.title for check in checks))
+    return f"{_table(head, [*rows, wanted], css='honesty')}<dl>{meanings}</dl>"
 
 
 def _measures(honesty: dict[str, Any], method: str, where: str) -> dict[str, float]:
@@ -168,11 +176,6 @@ def _measures(honesty: dict[str, Any], method: str, where: str) -> dict[str, flo
         for key, value in measures.items()
         if key in checked or isinstance(value, int | float)
     }
-
-
-def _check_cells(check: _Check, measured: list[dict[str, float]]) -> list[str]:
-    title = f"{check.title}<small>{check.meaning}</small>"
-    return [title, *(_verdict(check, measures) for measures in measured), check.wanted]
 
 
 def _verdict(check: _Check, measures: dict[str, float]) -> str:
@@ -250,9 +253,10 @@ tbody th { font-weight: normal; }
 .methods td:nth-child(n + 4), .methods th:nth-child(n + 4) { text-align: right; }
 .methods td, .methods th, .honesty td div { white-space: nowrap; }
 .methods th:first-child { position: sticky; left: 0; background: #fff; }
-.honesty tbody th { font-weight: 600; min-width: 11rem; }
-.honesty small { display: block; font-weight: normal; line-height: 18px;
-  max-width: 38rem; color: #444; }
+.honesty th { max-width: 12rem; }
+dl { font-size: .9rem; color: #444; }
+dt { font-weight: 600; }
+dd { margin: 0 0 .4rem; }
 .pass { color: #0b6b3a; font-weight: 600; }
 .fail { color: #a31515; font-weight: 600; }
 .unknown, .absent, figcaption { color: #555; font-size: .9rem; }

@@ -266,13 +266,15 @@ def test_honesty_marks(tmp_path, measures, shuffled, ratio):
     measures = measures | {"nearest_training_distance": 3.25, "error_overlap": 0.5, "note": "x"}
     page = report_of(tmp_path, honesty={"lohp": measures, "cloning": {}})
 
-    head, *checks = page.tables["honesty"]
-    assert head == ["Check", "lohp", "cloning", "Wanted"]
-    assert checks[0][1].endswith(shuffled)
-    assert checks[1][1].endswith(ratio)
-    assert checks[2][1] == "3.25 generatedn/a teacher"
-    assert checks[4] == ["Error overlap", "0.500 ", "n/a ", "no limit"]
-    assert len(checks) == 5
+    head, lohp, cloning, wanted = page.tables["honesty"]
+    assert head[0] == "Method" and head[5] == "Error overlap" and len(head) == 6
+    assert lohp[0] == "lohp" and cloning[0] == "cloning"
+    assert lohp[1].endswith(shuffled) and cloning[1].endswith("not measured")
+    assert lohp[2].endswith(ratio)
+    assert lohp[3] == "3.25 generatedn/a teacher"
+    assert (lohp[5], cloning[5]) == ("0.500 ", "n/a ")
+    assert wanted[1:3] == ["at most 0.05 above the majority", "0.8 to 1.2"]
+    assert wanted[5] == "no limit"
 
 
 def test_all_plots_are_there_with_words_for_those_who_cannot_see_them(page):
@@ -360,7 +362,7 @@ def test_everything_is_escaped(tmp_path):
     assert "<script" not in page.text
     assert page.tables["methods"][1][0].startswith(evil)
     assert f"unseen tasks of {evil}, 0.400 below the best baseline, {evil} at" in page.statement
-    assert page.tables["honesty"][0][1] == evil
+    assert page.tables["honesty"][1][0] == evil
     assert len(page.images()) == 6
     assert evil in page.images()[0]["alt"]
 
