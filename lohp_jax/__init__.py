@@ -12,6 +12,7 @@ from lohp_jax.data import image_set
 from lohp_jax.data.images import ImageSet
 from lohp_jax.generation import generate, load, policy_generator
 from lohp_jax.optimizers import make_optimizer
+from lohp_jax.optimizers.hub import block_wise, hub, hub_diagnostics
 from lohp_jax.optimizers.sam import sam
 from lohp_jax.policy.hybrid import PRESETS, HybridConfig, Policy, hybrid_loss
 from lohp_jax.policy.network import NetworkConfig, make_policy_network
@@ -44,9 +45,13 @@ __all__ = [
     "ImageSet",
     "image_set",
     "make_family",
-    # trajectories
+    # optimizers
     "make_optimizer",
     "sam",
+    "hub",
+    "block_wise",
+    "hub_diagnostics",
+    # trajectories
     "rollout",
     "over_tasks",
     "match",
