@@ -12,8 +12,11 @@ from lohp_jax.data import image_set
 from lohp_jax.data.images import ImageSet
 from lohp_jax.generation import generate, load, policy_generator
 from lohp_jax.optimizers import make_optimizer
+from lohp_jax.optimizers.celo2 import celo2
 from lohp_jax.optimizers.hub import block_wise, hub, hub_diagnostics
 from lohp_jax.optimizers.sam import sam
+from lohp_jax.optimizers.theta import load_theta, save_theta
+from lohp_jax.optimizers.velo import celo, celo_adam, velo
 from lohp_jax.policy.hybrid import PRESETS, HybridConfig, Policy, hybrid_loss
 from lohp_jax.policy.network import NetworkConfig, make_policy_network
 from lohp_jax.tasks import make_family
@@ -51,6 +54,12 @@ __all__ = [
     "hub",
     "block_wise",
     "hub_diagnostics",
+    "velo",
+    "celo",
+    "celo_adam",
+    "celo2",
+    "load_theta",
+    "save_theta",
     # trajectories
     "rollout",
     "over_tasks",
