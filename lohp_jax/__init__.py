@@ -14,6 +14,7 @@ from lohp_jax.generation import generate, load, policy_generator
 from lohp_jax.optimizers import make_optimizer
 from lohp_jax.optimizers.celo2 import celo2
 from lohp_jax.optimizers.hub import block_wise, hub, hub_diagnostics
+from lohp_jax.optimizers.lgl2o import lgl2o
 from lohp_jax.optimizers.sam import sam
 from lohp_jax.optimizers.theta import load_theta, save_theta
 from lohp_jax.optimizers.velo import celo, celo_adam, velo
@@ -54,6 +55,7 @@ __all__ = [
     "hub",
     "block_wise",
     "hub_diagnostics",
+    "lgl2o",
     "velo",
     "celo",
     "celo_adam",
