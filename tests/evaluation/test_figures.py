@@ -25,7 +25,7 @@ def drawn(family):
         tasks,
         codec=make_codec(theta_0, channels=4),
         teacher="teacher_sgd",
-        taught=scores.teach(family, "sgd:0.1", theta_0, tasks, 4),
+        taught=scores.teacher(family, "sgd:0.1", theta_0, 4).many(tasks.data, tasks.keys),
         compression=2,
     )
 
