@@ -281,7 +281,7 @@ def test_eight_devices_equal_one_after_twenty_updates_of_lohp(eight_devices, str
     one = {name: eight_devices[f"jit/{name}"] for name in ("losses", "params", "gradient")}
     np.testing.assert_allclose(eight_devices[f"{strategy}/losses"], one["losses"], rtol=1e-5)
     assert len(one["losses"]) == NUM_STEPS and one["losses"][-1] < one["losses"][0]
-    felt = one["gradient"] > 1e-6  # Adam blows up the rounding of smaller ones, of a norm up to 1
+    felt = one["gradient"] > 3e-5  # Adam blows up the rounding of smaller ones, of a norm up to 1
     assert felt.mean() > 0.3
     parallel = eight_devices[f"{strategy}/params"]
     np.testing.assert_allclose(parallel[felt], one["params"][felt], rtol=1e-5, atol=5e-6)
