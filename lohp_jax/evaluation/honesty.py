@@ -6,7 +6,7 @@ import numpy as np
 
 from lohp_jax.codec import Codec
 from lohp_jax.evaluation.scores import Producer, TaskBatch, accuracies
-from lohp_jax.types import Params, TaskFamily
+from lohp_jax.types import Params, PyTree, TaskFamily
 
 
 def honesty(
@@ -39,6 +39,7 @@ def honesty(
     """
     others = jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), tasks.contexts)
     shuffled = producer.many(others, tasks.keys)
+    unrelated = _name_at_random(family, tasks)
     tokens, teacher = (jax.jit(jax.vmap(codec.encode))(w) for w in (weights, teacher_weights))
     real = np.flatnonzero(codec.mask)
     generated, taught, trained = (
@@ -47,13 +48,24 @@ def honesty(
     labels = np.asarray(tasks.data["labels"])
     majority = [np.bincount(row).max() / len(row) for row in labels]
     return {
-        "shuffled_accuracy": float(accuracies(family, shuffled, tasks.data).mean()),
+        "shuffled_accuracy": float(accuracies(family, shuffled, unrelated).mean()),
         "majority": float(np.mean(majority)),
         "rms_ratio": float(_rms(generated) / _rms(taught)),
         "nearest_training_distance": _nearest(generated, trained),
         "teacher_nearest_training_distance": _nearest(taught, trained),
         "teacher_distance": float(np.sqrt(np.mean((generated - taught) ** 2, axis=1)).mean()),
     }
+
+
+def _name_at_random(family: TaskFamily, tasks: TaskBatch) -> PyTree:
+    """The tasks under other names of their labels: canonical ones give a class the same name often."""
+    if family.rename is None:
+        return tasks.data
+
+    def rename(data, key):
+        return family.rename(data, jax.random.permutation(key, family.num_classes))
+
+    return jax.jit(jax.vmap(rename))(tasks.data, tasks.keys)
 
 
 def _rms(values: np.ndarray) -> float:

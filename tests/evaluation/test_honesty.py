@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,3 +59,33 @@ def test_a_memory_shows_its_distance(check):
 def test_a_timid_generator_shows_its_ratio(check):
     run, *_ = check
     assert run(lambda context, key: {"w": 0.5 * context["seen"]})["rms_ratio"] == pytest.approx(0.5)
+
+
+def test_the_names_of_the_labels_do_not_carry_over_to_another_task(family):
+    """A generator that always answers by the canonical names is at chance on another task."""
+    renamable = dataclasses.replace(
+        family,
+        num_classes=2,
+        rename=lambda data, order: (
+            data | {"target": jnp.where(order[0] == 0, 1, -1) * data["target"]}
+        ),
+        evaluate=lambda params, data: {
+            "accuracy": jnp.mean(jnp.sign(params["w"]) == jnp.sign(data["target"]))
+        },
+        class_axes=None,
+    )
+    tasks = scores.draw_tasks(family, jax.random.key(0), 64, "held_out")
+    data = tasks.data | {"target": jnp.ones_like(tasks.data["target"])}
+    theta_0 = {"w": jnp.zeros(8)}
+    codec = make_codec(theta_0, channels=4, reference=theta_0, scale={"w": jnp.float32(1.0)})
+    producer = scores.make_producer(lambda context, key: {"w": jnp.ones(8)})
+    found = honesty(
+        renamable,
+        producer,
+        tasks._replace(data=data),
+        codec=codec,
+        weights=producer.many(tasks.contexts, tasks.keys),
+        teacher_weights={"w": data["target"]},
+        training_tokens=codec.encode({"w": jnp.ones(8)})[None],
+    )
+    assert abs(found["shuffled_accuracy"] - 0.5) < 0.2
