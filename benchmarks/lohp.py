@@ -29,6 +29,11 @@ SETTINGS: dict[str, list[str]] = {
     "partitions": [
         *("--family", "digits_partitions", "--methods", "lohp_consolidated", *LEARNED[:-1])
     ],
+    # as many updates as `lohp_consolidated` takes in its two parts
+    "partitions_3000_updates": [
+        *("--family", "digits_partitions", "--training.updates", "3000"),
+        *("--methods", "lohp", "hypernetwork"),
+    ],
 }
 RESULTS = pathlib.Path(__file__).parent / "results" / "lohp.json"
 
