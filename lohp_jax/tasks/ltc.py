@@ -101,10 +101,10 @@ def init_ltc(key: jax.Array, wiring: Wiring) -> dict[str, jax.Array]:
     return drawn | {
         "erev": jnp.asarray(wiring.adjacency, jnp.float32),
         "sensory_erev": jnp.asarray(wiring.sensory_adjacency, jnp.float32),
-        "input_w": jnp.ones(inputs),
-        "input_b": jnp.zeros(inputs),
-        "output_w": jnp.ones(wiring.outputs),
-        "output_b": jnp.zeros(wiring.outputs),
+        "input_w": jnp.ones(inputs, jnp.float32),
+        "input_b": jnp.zeros(inputs, jnp.float32),
+        "output_w": jnp.ones(wiring.outputs, jnp.float32),
+        "output_b": jnp.zeros(wiring.outputs, jnp.float32),
     }
 
 
