@@ -1,0 +1,160 @@
+"""Volumes: cubes of 16-bit intensities, drawn from a key or read from a file."""
+
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_MAX = 65535
+_NIFTI = (".nii", ".nii.gz")
+
+
+def synthetic_volume(key: jax.Array, size: int = 64) -> jax.Array:
+    """Draws a volume with structure at several scales.
+
+    The sum of a gradient, three blurred ellipsoids and two thin shells at random places, and a fine
+    wave inside the first ellipsoid; scaled to fill the range.
+
+    Args:
+      key: randomness.
+      size: voxels along each axis, at least 2.
+
+    Returns: `[size, size, size]` uint16, from 0 to 65535.
+
+    Raises: ValueError for a smaller size.
+    """
+    if size < 2:
+        raise ValueError(f"synthetic_volume: size must be at least 2, got {size}.")
+    slope_key, blob_key, shell_key, wave_key = jax.random.split(key, 4)
+    axis = jnp.linspace(-1.0, 1.0, size, dtype=jnp.float32)
+    grid = jnp.stack(jnp.meshgrid(axis, axis, axis, indexing="ij"))
+
+    def plane(direction):
+        return jnp.tensordot(direction, grid, 1)
+
+    def radius(key):
+        """Distance to a random centre, in units of a random ellipsoid's half-axes."""
+        centre_key, axes_key = jax.random.split(key)
+        centre = jax.random.uniform(centre_key, (3, 1, 1, 1), minval=-0.5, maxval=0.5)
+        half_axes = jax.random.uniform(axes_key, (3, 1, 1, 1), minval=0.2, maxval=0.6)
+        return jnp.sqrt(jnp.sum(((grid - centre) / half_axes) ** 2, axis=0))
+
+    def inside(r):
+        return jax.nn.sigmoid(20.0 * (1.0 - r))
+
+    blobs = jax.lax.map(radius, jax.random.split(blob_key, 3))
+    shells = jax.lax.map(radius, jax.random.split(shell_key, 2))
+    wave = jnp.sin(plane(jax.random.uniform(wave_key, (3,), minval=8.0, maxval=16.0)))
+    volume = (
+        0.2 * plane(jax.random.normal(slope_key, (3,)))
+        + jnp.sum(inside(blobs), axis=0)
+        + 0.5 * jnp.sum(jnp.exp(-200.0 * (shells - 1.0) ** 2), axis=0)
+        + 0.2 * inside(blobs[0]) * wave
+    )
+    low, high = jnp.min(volume), jnp.max(volume)
+    return jnp.round((volume - low) / (high - low) * _MAX).astype(jnp.uint16)
+
+
+def read_volume(path: str | os.PathLike, size: int = 64) -> np.ndarray:
+    """Reads a volume from a file and resamples it, see `resample_volume`.
+
+    Args:
+      path: `.npy`, `.npz` with one array, or NIfTI (`.nii`, `.nii.gz`), which needs nibabel.
+      size: voxels along each axis.
+
+    Returns: `[size, size, size]` uint16.
+
+    Raises: FileNotFoundError; ImportError without nibabel; ValueError for another kind of file or an
+      array that is not a volume.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"read_volume: no file {path}; give the path of a .npy, .npz or NIfTI volume, or use "
+            "`synthetic_volume`, which needs none."
+        )
+    return resample_volume(_load(path), size)
+
+
+def resample_volume(volume: np.ndarray, size: int = 64) -> np.ndarray:
+    """Cuts the largest cube from the middle of a volume and resamples it linearly.
+
+    Args:
+      volume: `[X, Y, Z]`. uint16 keeps its scale, uint8 fills 16 bits (times 257); other integers and
+        floats are scaled from their own smallest and largest value.
+      size: voxels along each axis, at least 2.
+
+    Returns: `[size, size, size]` uint16.
+
+    Raises: ValueError, if `volume` is not a volume or is constant, or not finite.
+    """
+    from scipy import ndimage  # here, for a light `import lohp_jax`
+
+    volume = np.asarray(volume)
+    check_volume("resample_volume", volume)
+    if size < 2:
+        raise ValueError(f"resample_volume: size must be at least 2, got {size}.")
+    if volume.dtype == np.uint8:
+        low, high = 0.0, 255.0
+    elif volume.dtype == np.uint16:
+        low, high = 0.0, float(_MAX)
+    else:
+        low, high = float(volume.min()), float(volume.max())
+    side = min(volume.shape)
+    starts = [(n - side) // 2 for n in volume.shape]
+    cube = volume[tuple(slice(start, start + side) for start in starts)].astype(np.float64)
+    cube = ndimage.zoom(cube, size / side, order=1)
+    return np.rint((cube - low) / (high - low) * _MAX).astype(np.uint16)
+
+
+def check_volume(caller: str, volume: np.ndarray) -> None:
+    """Raises ValueError in the name of `caller`, unless `volume` is one that can be compressed."""
+    if volume.ndim != 3 or min(volume.shape) < 2:
+        raise ValueError(
+            f"{caller}: expected an array of three axes with at least 2 voxels each, got shape "
+            f"{volume.shape}; pick one volume of a series, e.g. with [..., 0]."
+        )
+    if volume.dtype.kind not in "uif":
+        raise ValueError(f"{caller}: expected integers or floats, got dtype {volume.dtype}.")
+    bad = int(np.sum(~np.isfinite(volume)))
+    if bad:
+        raise ValueError(
+            f"{caller}: expected finite intensities, got {bad} that are not; replace them, e.g. with "
+            "np.nan_to_num."
+        )
+    if volume.min() == volume.max():
+        raise ValueError(
+            f"{caller}: expected a volume that varies, got {volume.flat[0]} everywhere; check the file."
+        )
+
+
+def _load(path: pathlib.Path) -> np.ndarray:
+    if path.name.endswith(_NIFTI):
+        return _load_nifti(path)
+    if path.suffix == ".npy":
+        return np.load(path)
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            if len(arrays.files) != 1:
+                raise ValueError(
+                    f"read_volume: expected one array in {path}, got {sorted(arrays.files)}; save the "
+                    "one you mean with np.save."
+                )
+            return arrays[arrays.files[0]]
+    raise ValueError(
+        f"read_volume: expected a .npy, .npz, .nii or .nii.gz file, got {path.name!r}; convert it with "
+        "np.save."
+    )
+
+
+def _load_nifti(path: pathlib.Path) -> np.ndarray:
+    try:
+        import nibabel
+    except ImportError as error:
+        raise ImportError(
+            f"read_volume: reading {path.name} needs nibabel; `pip install nibabel`, or save the array "
+            "with np.save and pass the .npy file."
+        ) from error
+    return np.asanyarray(nibabel.load(path).dataobj)
