@@ -27,25 +27,20 @@ def synthetic_volume(key: jax.Array, size: int = 64) -> jax.Array:
     """
     if size < 2:
         raise ValueError(f"synthetic_volume: size must be at least 2, got {size}.")
-    slope_key, blob_key, shell_key, wave_key = jax.random.split(key, 4)
+    slope_key, shape_key, wave_key = jax.random.split(key, 3)
     axis = jnp.linspace(-1.0, 1.0, size, dtype=jnp.float32)
     grid = jnp.stack(jnp.meshgrid(axis, axis, axis, indexing="ij"))
 
     def plane(direction):
         return jnp.tensordot(direction, grid, 1)
 
-    def radius(key):
-        """Distance to a random centre, in units of a random ellipsoid's half-axes."""
-        centre_key, axes_key = jax.random.split(key)
-        centre = jax.random.uniform(centre_key, (3, 1, 1, 1), minval=-0.5, maxval=0.5)
-        half_axes = jax.random.uniform(axes_key, (3, 1, 1, 1), minval=0.2, maxval=0.6)
-        return jnp.sqrt(jnp.sum(((grid - centre) / half_axes) ** 2, axis=0))
+    def inside(radius):
+        return jax.nn.sigmoid(20.0 * (1.0 - radius))
 
-    def inside(r):
-        return jax.nn.sigmoid(20.0 * (1.0 - r))
-
-    blobs = jax.lax.map(radius, jax.random.split(blob_key, 3))
-    shells = jax.lax.map(radius, jax.random.split(shell_key, 2))
+    centre, half_axes = jax.random.uniform(shape_key, (2, 5, 3, 1, 1, 1))
+    offset = (grid[None] + 0.5 - centre) / (0.2 + 0.4 * half_axes)
+    radius = jnp.sqrt(jnp.sum(offset**2, axis=1))  # of five ellipsoids, 1 on their surface
+    blobs, shells = radius[:3], radius[3:]
     wave = jnp.sin(plane(jax.random.uniform(wave_key, (3,), minval=8.0, maxval=16.0)))
     volume = (
         0.2 * plane(jax.random.normal(slope_key, (3,)))

@@ -87,18 +87,21 @@ def init_ltc(key: jax.Array, wiring: Wiring) -> dict[str, jax.Array]:
       synapse have no effect. `input_w`, `input_b` `[inputs]`, `output_w`, `output_b` `[outputs]`.
     """
     inputs, units = wiring.sensory_adjacency.shape
-    ranges = {"gleak": (0.001, 1.0), "vleak": (-0.2, 0.2), "cm": (0.4, 0.6)}
+    neuron_key, key, sensory_key = jax.random.split(key, 3)
+    neuron = {"gleak": (0.001, 1.0), "vleak": (-0.2, 0.2), "cm": (0.4, 0.6)}
     synapse = {"w": (0.001, 1.0), "sigma": (3.0, 8.0), "mu": (0.3, 0.8)}
-    specs = [(name, (units,), bounds) for name, bounds in ranges.items()]
-    for prefix, size in (("", units), ("sensory_", inputs)):
-        specs += [(prefix + name, (size, units), bounds) for name, bounds in synapse.items()]
-    drawn = {
-        name: jax.random.uniform(spec_key, shape, jnp.float32, *bounds)
-        for spec_key, (name, shape, bounds) in zip(
-            jax.random.split(key, len(specs)), specs, strict=True
-        )
-    }
-    return drawn | {
+
+    def draw(key, ranges, shape, prefix=""):
+        uniform = jax.random.uniform(key, (len(ranges), *shape), jnp.float32)
+        return {
+            prefix + name: low + (high - low) * numbers
+            for numbers, (name, (low, high)) in zip(uniform, ranges.items(), strict=True)
+        }
+
+    return {
+        **draw(neuron_key, neuron, (units,)),
+        **draw(key, synapse, (units, units)),
+        **draw(sensory_key, synapse, (inputs, units), "sensory_"),
         "erev": jnp.asarray(wiring.adjacency, jnp.float32),
         "sensory_erev": jnp.asarray(wiring.sensory_adjacency, jnp.float32),
         "input_w": jnp.ones(inputs, jnp.float32),
