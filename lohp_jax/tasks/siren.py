@@ -39,7 +39,8 @@ def siren(
         splits. None: every task is a `synthetic_volume` of its own.
       size: of a synthetic volume.
       ratio: of compression.
-      hidden_layers: sine layers; the first is 2.2 times as wide as the others.
+      hidden_layers: sine layers; the first is 2.2 times as wide as the others. Their published number
+        is not known to us.
       w0: frequency of the sines.
       batch_size: voxels per evaluation of the loss, drawn with its key and with replacement; None for
         all, whose memory grows with the volume.
@@ -127,12 +128,10 @@ def init_siren(key: jax.Array, widths: tuple[int, ...], *, w0: float = 20.0) -> 
     params = {}
     for i, (n, m) in enumerate(itertools.pairwise(widths)):
         w_key, b_key = jax.random.split(jax.random.fold_in(key, i))
-        limits = math.sqrt(6 / n) / w0 if i else 1 / n, 1 / math.sqrt(n)
+        w_limit, b_limit = math.sqrt(6 / n) / w0 if i else 1 / n, 1 / math.sqrt(n)
         params[f"linear_{i}"] = {
-            name: jax.random.uniform(leaf_key, shape, jnp.float32, -limit, limit)
-            for name, leaf_key, shape, limit in zip(
-                ("w", "b"), (w_key, b_key), ((n, m), (m,)), limits, strict=True
-            )
+            "w": jax.random.uniform(w_key, (n, m), jnp.float32, -w_limit, w_limit),
+            "b": jax.random.uniform(b_key, (m,), jnp.float32, -b_limit, b_limit),
         }
     return params
 
