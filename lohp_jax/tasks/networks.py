@@ -5,11 +5,15 @@ with zeros, so that no label is special. Those of the others start at random, fo
 usual: training then changes the layers below about linearly in the task, and a solution is easier to
 predict from it (measured on `digits_partitions`, ridge from the true partition with products of two
 classes: .912 held out at four times the width, .898 at the usual one; the teacher gains as well).
+
+Further down are the networks that only compare optimizers: larger classifiers, whose head starts near
+zero, and the parts of lane keeping.
 """
 
 import difflib
-from collections.abc import Callable
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
@@ -19,6 +23,8 @@ from lohp_jax.types import Params, PyTree
 
 HEAD = "head"
 _WIDE = hk.initializers.VarianceScaling(16.0, "fan_in", "truncated_normal")
+_SMALL = hk.initializers.TruncatedNormal(0.02)
+_RECTIFIED = hk.initializers.VarianceScaling(2.0, "fan_in", "truncated_normal")
 
 
 class Network(NamedTuple):
@@ -86,3 +92,174 @@ def make_network(name: str, image_shape: tuple[int, ...], num_classes: int) -> N
         lambda module, _, leaf: leaf.ndim - 1 if module == HEAD else -1, shapes
     )
     return Network(init, transformed.apply, class_axes)
+
+
+def make_classifier(
+    name: str, image_shape: tuple[int, ...], num_classes: int, **options: Any
+) -> Network:
+    """Builds a classifier of the kinds that optimizers are compared on.
+
+    "cnn": for each of `widths=(32, 64, 128)` two rectified 3x3 convolutions, the second of stride 2,
+    then the mean over positions (Springenberg et al., 2015). "vit": a vision transformer (Dosovitskiy
+    et al., 2021) of pre-normalised blocks, with learned positions and the mean over tokens, of
+    `patch_size=4`, `depth=9`, `width=192` and `num_heads=12`: about 4 million weights, for a GPU.
+
+    Args:
+      name: "cnn" or "vit".
+      image_shape: (height, width, channels).
+      num_classes: number of logits.
+      **options: as above.
+
+    Raises: ValueError for an unknown name, a `patch_size` that does not divide height and width, or a
+      `num_heads` that does not divide `width`.
+    """
+    if name not in CLASSIFIERS:
+        nearest = difflib.get_close_matches(name, CLASSIFIERS, 1, 0)
+        raise ValueError(
+            f"make_classifier: expected one of {sorted(CLASSIFIERS)}, got {name!r}; "
+            f"did you mean {nearest[0]!r}?"
+        )
+
+    def forward(images):
+        features = CLASSIFIERS[name](images, **options)
+        return hk.Linear(num_classes, w_init=_SMALL, name=HEAD)(features)
+
+    transformed = hk.without_apply_rng(hk.transform(forward))
+
+    def init(key):
+        return transformed.init(key, jnp.zeros((1, *image_shape)))
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    class_axes = hk.data_structures.map(
+        lambda module, _, leaf: leaf.ndim - 1 if module == HEAD else -1, shapes
+    )
+    return Network(init, transformed.apply, class_axes)
+
+
+def _cnn(images: jax.Array, *, widths: Sequence[int] = (32, 64, 128)) -> jax.Array:
+    """`[N, height, width, channels]` -> `[N, widths[-1]]`."""
+    x = images
+    for width in widths:
+        x = jax.nn.relu(_conv_2d(x, width, 3))
+        x = jax.nn.relu(_conv_2d(x, width, 3, stride=2))
+    return jnp.mean(x, axis=(1, 2))
+
+
+def _vit(
+    images: jax.Array,
+    *,
+    patch_size: int = 4,
+    depth: int = 9,
+    width: int = 192,
+    num_heads: int = 12,
+) -> jax.Array:
+    """`[N, height, width, channels]` -> `[N, width]`."""
+    if width % num_heads:
+        raise ValueError(f"vit: num_heads must divide width={width}, got {num_heads}.")
+    w_init = hk.initializers.VarianceScaling(2.0 / depth)  # the blocks' outputs add up
+    x = hk.Linear(width, name="patches")(_patches(images, patch_size))
+    x += hk.get_parameter("positions", x.shape[1:], init=_SMALL)[None]
+    for _ in range(depth):
+        attend = hk.MultiHeadAttention(num_heads, width // num_heads, w_init=w_init)
+        y = _layer_norm(x)
+        x += attend(y, y, y)
+        y = jax.nn.gelu(hk.Linear(4 * width, w_init=w_init)(_layer_norm(x)))
+        x += hk.Linear(width, w_init=w_init)(y)
+    return jnp.mean(_layer_norm(x), axis=1)
+
+
+def _patches(images: jax.Array, size: int) -> jax.Array:
+    """Cuts `[N, height, width, channels]` into `[N, num_patches, size * size * channels]`."""
+    count, height, width, channels = images.shape
+    if height % size or width % size:
+        raise ValueError(f"vit: patch_size must divide images of {height} x {width}, got {size}.")
+    x = images.reshape(count, height // size, size, width // size, size, channels)
+    return x.swapaxes(2, 3).reshape(count, -1, size * size * channels)
+
+
+def _layer_norm(x: jax.Array) -> jax.Array:
+    return hk.LayerNorm(axis=-1, create_scale=True, create_offset=True)(x)
+
+
+CLASSIFIERS = {"cnn": _cnn, "vit": _vit}
+
+LANE_CHANNELS = (24, 36, 48, 64, 64)
+
+
+def make_lane_cnn(channels: Sequence[int] = LANE_CHANNELS) -> hk.Transformed:
+    """The convolutions of lane keeping (HUB, table 6): camera frames to 50 features.
+
+    Three 5x5 convolutions of stride 2, two 3x3 ones, dense layers of 100 and 50, each with a bias and
+    an exponential linear unit (which has no weights): 251,698 weights for frames of 66 x 200, without
+    padding and without what follows the features. Frames under 61 pixels high or wide leave nothing
+    after five convolutions without padding; these are padded instead.
+
+    Args:
+      channels: of the five convolutions; fewer for speed.
+
+    Returns: `init(key, frames)` and `apply(params, frames [N, height, width, 3]) -> [N, 50]`.
+    """
+
+    def forward(frames):
+        padding = "VALID" if min(frames.shape[1:3]) >= 61 else "SAME"
+        layers = zip(channels, (5, 5, 5, 3, 3), (2, 2, 2, 1, 1), strict=True)
+        x = frames
+        for width, kernel, stride in layers:
+            x = jax.nn.elu(_conv_2d(x, width, kernel, stride=stride, padding=padding))
+        x = hk.Flatten()(x)
+        for width in (100, 50):
+            x = jax.nn.elu(hk.Linear(width, w_init=_RECTIFIED)(x))
+        return x
+
+    return hk.without_apply_rng(hk.transform(forward))
+
+
+def make_lstm(units: int) -> hk.Transformed:
+    """An LSTM and a linear read-out: `apply(params, inputs [T, D]) -> [T]`, from a state of zeros."""
+
+    def forward(inputs):
+        core = hk.LSTM(units)
+        hidden, _ = hk.dynamic_unroll(core, inputs, core.initial_state(None))
+        return hk.Linear(1, name="readout")(hidden)[:, 0]
+
+    return hk.without_apply_rng(hk.transform(forward))
+
+
+def _conv_2d(
+    x: jax.Array, width: int, kernel: int, *, stride: int = 1, padding: str = "SAME"
+) -> jax.Array:
+    """A 2-D convolution with a bias, `[N, height, width, channels]` in and out.
+
+    On a CPU it is one product of matrices: XLA's own convolution is ten times slower there as soon as
+    it stands in a `lax.scan`, where whole trainings run.
+    """
+    conv = functools.partial(_convolve, stride=stride, padding=padding)
+    by_product = functools.partial(_convolve_by_product, stride=stride, padding=padding)
+
+    @hk.to_module
+    def module(x):
+        shape = (kernel, kernel, x.shape[-1], width)
+        w = hk.get_parameter("w", shape, x.dtype, _RECTIFIED)
+        b = hk.get_parameter("b", (width,), x.dtype, jnp.zeros)
+        return jax.lax.platform_dependent(x, w, cpu=by_product, default=conv) + b[None, None, None]
+
+    return module("conv")(x)
+
+
+def _convolve(x: jax.Array, w: jax.Array, *, stride: int, padding: str) -> jax.Array:
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, w, (stride, stride), padding, dimension_numbers=dimensions
+    )
+
+
+def _convolve_by_product(x: jax.Array, w: jax.Array, *, stride: int, padding: str) -> jax.Array:
+    """The same as `_convolve`, from the pixels under the kernel laid side by side."""
+    size = w.shape[0]
+    pads = jax.lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), padding)
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    for axis in (2, 1):
+        last = x.shape[axis] - size
+        shifted = [jax.lax.slice_in_dim(x, i, last + i + 1, stride, axis=axis) for i in range(size)]
+        x = jnp.concatenate(shifted, axis=-1)
+    return x @ w.reshape(-1, w.shape[-1])

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from lohp_jax.tasks.networks import NETWORKS, make_network
+from lohp_jax.tasks import networks
+from lohp_jax.tasks.networks import NETWORKS, make_classifier, make_network
 
 SHAPE, NUM_CLASSES = (5, 6, 2), 3
 
@@ -110,3 +111,104 @@ def test_the_mlp_on_digits_has_1074_weights():
 def test_make_network_names_the_nearest():
     with pytest.raises(ValueError, match=r"make_network: .*got 'cnov'; did you mean 'conv'"):
         make_network("cnov", SHAPE, NUM_CLASSES)
+
+
+TINY = {"cnn": {"widths": (3, 4)}, "vit": {"patch_size": 2, "depth": 2, "width": 6, "num_heads": 3}}
+
+
+def random_weights(network, *, seed=0):
+    """Weights of which none is zero, from a fixed seed."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
+
+
+@pytest.mark.parametrize("size", [(7, 10), (8, 9), (5, 5)])
+@pytest.mark.parametrize("kernel, stride", [(5, 2), (3, 1), (3, 2)])
+@pytest.mark.parametrize("padding", ["VALID", "SAME"])
+def test_a_convolution_by_product_equals_the_definition(size, kernel, stride, padding):
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(2, *size, 3)), rng.normal(size=(kernel, kernel, 3, 2))
+    same = [max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in size]
+    pads = [(p // 2, p - p // 2) if padding == "SAME" else (0, 0) for p in same]
+    padded = np.pad(x, [(0, 0), *pads, (0, 0)])
+    expected = [
+        sum(scipy.signal.correlate2d(image[..., i], w[..., i, o], "valid") for i in range(3))
+        for image in padded
+        for o in range(2)
+    ]
+    expected = np.stack(expected)[:, ::stride, ::stride]
+    expected = np.moveaxis(expected.reshape(2, 2, *expected.shape[1:]), 1, -1)
+    for convolve in (networks._convolve_by_product, networks._convolve):
+        actual = convolve(jnp.float32(x), jnp.float32(w), stride=stride, padding=padding)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_patches_are_squares_of_the_image():
+    images = np.random.default_rng(0).normal(size=(2, 4, 6, 3))
+    patches = networks._patches(jnp.float32(images), 2)
+    assert patches.shape == (2, 6, 12)
+    for place, (row, column) in enumerate(np.ndindex(2, 3)):
+        square = images[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+        np.testing.assert_allclose(patches[:, place], square.reshape(2, 12), rtol=1e-6)
+
+
+def test_a_vit_knows_patches_apart_by_their_positions_alone():
+    network = make_classifier("vit", (4, 4, 1), NUM_CLASSES, **TINY["vit"])
+    params, apply = random_weights(network), jax.jit(network.apply)
+    images = np.random.default_rng(1).normal(size=(3, 4, 4, 1)).astype(np.float32)
+    swapped = np.concatenate([images[:, :, 2:], images[:, :, :2]], axis=2)  # halves, of two patches
+    nowhere = {**params, "~": {"positions": np.zeros((4, 6), np.float32)}}
+    np.testing.assert_allclose(
+        apply(nowhere, swapped), apply(nowhere, images), rtol=1e-4, atol=1e-5
+    )
+    assert np.abs(apply(params, swapped) - apply(params, images)).max() > 1e-2
+
+
+def test_the_vit_for_a_gpu_has_its_size():
+    network = make_classifier("vit", (32, 32, 3), 10)
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    block = 4 * (192 * 192 + 192) + 8 * 192 * 192 + 5 * 192 + 4 * 192  # attention, MLP, two norms
+    rest = (4 * 4 * 3 + 1) * 192 + 64 * 192 + 2 * 192 + 192 * 10 + 10
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 9 * block + rest
+
+
+def test_the_cnn_has_two_convolutions_of_each_width():
+    network = make_classifier("cnn", (4, 4, 2), NUM_CLASSES, widths=(3, 4))
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    sizes = {name: leaf["w"].shape for name, leaf in shapes.items()}
+    assert sizes == {
+        "conv": (3, 3, 2, 3),
+        "conv_1": (3, 3, 3, 3),
+        "conv_2": (3, 3, 3, 4),
+        "conv_3": (3, 3, 4, 4),
+        "head": (4, NUM_CLASSES),
+    }
+
+
+@pytest.mark.parametrize("name", ["cnn", "vit"])
+def test_classifiers_take_weights_under_vmap_and_name_their_head(name):
+    network = make_classifier(name, (4, 4, 1), NUM_CLASSES, **TINY[name])
+    several = [random_weights(network, seed=seed) for seed in (0, 1)]
+    images = np.random.default_rng(1).normal(size=(5, 4, 4, 1)).astype(np.float32)
+    together = jax.jit(jax.vmap(network.apply, (0, None)))(
+        jax.tree.map(lambda *leaves: np.stack(leaves), *several), images
+    )
+    for logits, params in zip(together, several, strict=True):
+        assert logits.shape == (5, NUM_CLASSES)
+        np.testing.assert_allclose(logits, network.apply(params, images), rtol=1e-3, atol=1e-4)
+    assert network.class_axes["head"] == {"w": 1, "b": 0}
+    assert all(axis == -1 for axis in jax.tree.leaves({**network.class_axes, "head": {}}))
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("cmn", {}, r"one of \['cnn', 'vit'\], got 'cmn'; did you mean 'cnn'"),
+        ("vit", {"patch_size": 3}, "patch_size must divide images of 4 x 4, got 3"),
+        ("vit", {"width": 10, "num_heads": 3}, "num_heads must divide width=10, got 3"),
+    ],
+)
+def test_classifiers_refuse_what_does_not_fit(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_classifier(name, (4, 4, 1), 2, **options)
