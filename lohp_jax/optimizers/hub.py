@@ -1,42 +1,43 @@
 """HUB: a learned and a hand-designed optimizer, blended parameter by parameter.
 
-Both see the same gradient and propose an update; a softmax over the gradient's entries says how much
-of which is taken. Equation numbers are those of the HUB paper.
+Both see the same gradient and propose an update; a rule says how much of which is taken. In the HUB
+paper it is a softmax over the gradient's entries (equation numbers are the paper's). The modes "trust",
+"spike" and "online" are ours: `hub_trust`, `hub_spike` and `hub_online` with their defaults.
 """
 
-import difflib
-import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from lohp_jax.optimizers.mixing import (
+    Group,
+    Guard,
+    HubState,
+    Mixed,
+    Mixer,
+    Path,
+    Scalars,
+    Tensors,
+    blend,
+    by_path,
+    check_option,
+    combine,
+    group_of,
+    keys,
+    mean_by_group,
+    mix_optimizers,
+)
+from lohp_jax.optimizers.online import online_mixer
+from lohp_jax.optimizers.spike import spike_mixer
+from lohp_jax.optimizers.trust import trust_mixer
 from lohp_jax.types import PyTree
 
-Mode = Literal["vanilla", "invert"]
-Group = Literal["tensor", "module", "global"]
-Path = tuple[str, ...]
+Mode = Literal["vanilla", "invert", "trust", "spike", "online"]
 Bounds = tuple[float, float]
-
-
-class HubState(NamedTuple):
-    """State of `hub`.
-
-    Attributes:
-      hand_designed: state of the hand-designed optimizer.
-      learned: state of the learned optimizer.
-      mean_weight: by group, the mean share of the hand-designed update in the last step.
-      max_weight: by group, the largest such share.
-      guard_events: int32, tensors that the guard has replaced so far.
-    """
-
-    hand_designed: optax.OptState
-    learned: optax.OptState
-    mean_weight: dict[str, jax.Array]
-    max_weight: dict[str, jax.Array]
-    guard_events: jax.Array
+_SOFTMAX = ("vanilla", "invert")
 
 
 def hub(
@@ -46,71 +47,64 @@ def hub(
     mode: Mode | Callable[[Path], Mode] = "vanilla",
     clip: Bounds | Callable[[Path], Bounds | None] | None = None,
     group: Group = "tensor",
-    guard: Literal["finite"] | None = None,
+    guard: Guard | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Blends two optimizers with s_i = exp|g_i| / sum_j exp|g_j| over the entries of a group.
+    """Blends two optimizers, as published with s_i = exp|g_i| / sum_j exp|g_j| over a group's entries.
 
     "vanilla" takes s of the hand-designed and 1 - s of the learned update (eq. 5), "invert" the other
     way round (eq. 13). The mean of s over a group of K entries is 1 / K whatever the gradient: small
     gradients give a constant blend, one that towers over the others by more than about log K gives
-    its entry to one optimizer alone. So the blend depends on the scale of the loss.
+    its entry to one optimizer alone. So the blend depends on the scale of the loss. "trust", "spike"
+    and "online" do not; see `hub_trust`, `hub_spike` and `hub_online`, which also set their numbers.
 
     One gradient serves both. Extra arguments (`value`, `value_fn`, `grad_fn`, ...) reach both.
 
     Args:
       hand_designed: any optax transformation, learning rate included, e.g. `optax.adamw(1e-3)`. Its
-        weight decay is blended with the rest of its update: vanilla HUB leaves about 1 / K of it.
+        weight decay is blended with the rest of its update: vanilla HUB leaves about 1 / K of it; for
+        the whole of it put `decay` after the blend.
       learned: the same, e.g. a learned optimizer.
       mode: for all parameters, or a function of the path of a tensor (its keys as strings), which is
         the block-wise form (eqs. 14 and 15), see `block_wise`.
       clip: bounds (low, high) of s (eqs. 16 and 17), for all or by path; shares then no longer add up
-        to 1 over a group. None leaves s alone.
+        to 1 over a group. None leaves s alone. Of "vanilla" and "invert" only.
       group: what the softmax is over: every "tensor", every "module" (tensors whose paths agree but
-        for the last key) or "global", all entries.
+        for the last key) or "global", all entries; of other modes, whose entries are judged together.
       guard: None, as published: a NaN of either optimizer stays. "finite", our extension: a tensor
-        whose blend is not finite takes the hand-designed update, or none if that is not finite
-        either; the learned optimizer's state of the tensor starts anew.
+        takes the hand-designed update where the learned one is not finite, none where the gradient or
+        the hand-designed one is not; the state, of that tensor, of the optimizer that failed starts
+        anew, and a gradient that is not finite reaches both as zero. "trust" always has it.
 
     Returns: a transformation whose state is a `HubState`. Masked and None leaves stay out of the
-      softmax; leaves without entries pass.
+      softmax; leaves without entries pass. Under `jit` all sums are over the whole of a sharded tensor;
+      inside `jax.shard_map` they would be over a shard.
 
     Raises: ValueError for an unknown mode, group or guard (with the nearest), bounds that are not
-      0 <= low <= high <= 1, and, in `init`, for parameters that are not floating-point or complex.
+      0 <= low <= high <= 1, or bounds for a mode that has none; in `init` the same where they depend on
+      the path, and for parameters that are not floating-point or complex; in `update` for a missing
+      `value` with "trust", and for other tensors than `init` saw.
     """
-    _check_option("group", group, get_args(Group))
-    if guard is not None:
-        _check_option("guard", guard, ("finite",))
+    check_option("hub", "group", group, get_args(Group))
     mode_of = mode if callable(mode) else lambda path: mode
     clip_of = clip if callable(clip) else lambda path: clip
     if not callable(mode):
-        _check_option("mode", mode, get_args(Mode))
+        _check_mode(mode, None if callable(clip) else clip)
     if not callable(clip):
         _check_bounds(clip)
-    hand_designed = optax.with_extra_args_support(hand_designed)
-    learned = optax.with_extra_args_support(learned)
+    mixers = {
+        "softmax": softmax_mixer(mode_of=mode_of, clip_of=clip_of, group=group),
+        "trust": trust_mixer(group=group),
+        "spike": spike_mixer(group=group),
+        "online": online_mixer(group=group),
+    }
 
-    def init(params):
-        _check_inexact(params)
-        names = sorted({name for name, leaf in _named(params, group) if leaf.size})
-        zeros = {name: jnp.zeros((), jnp.float32) for name in names}
-        states = hand_designed.init(params), learned.init(params)
-        return HubState(*states, zeros, dict(zeros), jnp.zeros((), jnp.int32))
+    def select(path):
+        chosen = mode_of(path)
+        _check_mode(chosen, clip_of(path))
+        return "softmax" if chosen in _SOFTMAX else chosen
 
-    def update(updates, state, params=None, **extra):
-        ours, hand_state = hand_designed.update(updates, state.hand_designed, params, **extra)
-        theirs, learned_state = learned.update(updates, state.learned, params, **extra)
-        shares = hand_shares(updates, mode_of=mode_of, clip_of=clip_of, group=group)
-        blended = jax.tree.map(_blend, shares, ours, theirs)
-        events = state.guard_events
-        if guard:
-            blended, bad = _guarded(blended, ours)
-            fresh = learned.init(updates if params is None else params)
-            learned_state = _restart(learned_state, fresh, bad)
-            events += sum(flag.astype(jnp.int32) for flag in jax.tree.leaves(bad))
-        described = _describe(shares, group)
-        return blended, HubState(hand_state, learned_state, *described, events)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    guard = "finite" if mode == "trust" and guard is None else guard
+    return mix_optimizers(hand_designed, learned, mixers, select=select, guard=guard)
 
 
 def block_wise(is_new: Callable[[Path], bool], *, literal: bool = False) -> Callable[[Path], Mode]:
@@ -126,49 +120,14 @@ def block_wise(is_new: Callable[[Path], bool], *, literal: bool = False) -> Call
     return lambda path: "vanilla" if bool(is_new(path)) != literal else "invert"
 
 
-def hand_shares(
-    gradients: PyTree,
-    *,
-    mode_of: Callable[[Path], Mode] = lambda path: "vanilla",
-    clip_of: Callable[[Path], Bounds | None] = lambda path: None,
-    group: Group = "tensor",
-) -> PyTree:
-    """Share of the hand-designed update in every entry, float32, shaped like `gradients`.
-
-    Args:
-      gradients: as both optimizers see them.
-      mode_of: mode by path.
-      clip_of: bounds of s by path, or None.
-      group: what the softmax is over.
-
-    Raises: ValueError for an unknown mode, or bounds that are not 0 <= low <= high <= 1.
-    """
-    size = jax.tree.map(lambda g: jnp.abs(g).astype(jnp.float32), gradients)
-    named = [(name, leaf) for name, leaf in _named(size, group) if leaf.size]
-    largest = _reduce(jnp.maximum, named, jnp.max)
-    scaled = [(name, jnp.exp(leaf - largest[name])) for name, leaf in named]
-    total = _reduce(jnp.add, scaled, jnp.sum)
-
-    def share(path, leaf):
-        path = _keys(path)
-        chosen, bounds = mode_of(path), clip_of(path)
-        _check_option("mode", chosen, get_args(Mode))
-        _check_bounds(bounds)
-        if not leaf.size:
-            return leaf
-        name = _group_name(path, group)
-        softmax = jnp.exp(leaf - largest[name]) / total[name]
-        if bounds is not None:
-            softmax = jnp.clip(softmax, *bounds)
-        return softmax if chosen == "vanilla" else 1.0 - softmax
-
-    return jax.tree.map_with_path(share, size)
-
-
 def hub_diagnostics(state: optax.OptState) -> dict[str, Any]:
-    """Mean and largest share by group, and guard events, of the `HubState` somewhere in a state.
+    """What the `HubState` somewhere in a state tells of the blend.
 
-    Raises: ValueError if there is none, or more than one.
+    Returns: "mean_weight" and "max_weight", the hand-designed share by group in the last step;
+      "guard_events"; and what the modes in use add: "ratio", "trust" and "failures" of "trust", "alpha"
+      of "online".
+
+    Raises: ValueError if there is no `HubState`, or more than one.
     """
     found = [
         leaf
@@ -181,83 +140,96 @@ def hub_diagnostics(state: optax.OptState) -> dict[str, Any]:
             "pass the state of one `hub`."
         )
     names = ("mean_weight", "max_weight", "guard_events")
-    return {name: getattr(found[0], name) for name in names}
+    out = {name: getattr(found[0], name) for name in names}
+    for rule in found[0].rules.values():
+        out |= rule.readings() if hasattr(rule, "readings") else {}
+    return out
 
 
-def _blend(share: jax.Array, ours: jax.Array, theirs: jax.Array) -> jax.Array:
-    return (share * ours + (1.0 - share) * theirs).astype(ours.dtype)
+# --- the softmax of the paper
 
 
-def _guarded(blended: PyTree, ours: PyTree) -> tuple[PyTree, PyTree]:
-    """Finite updates, and which tensors had to be replaced."""
+def softmax_mixer(
+    *,
+    mode_of: Callable[[Path], Mode] = lambda path: "vanilla",
+    clip_of: Callable[[Path], Bounds | None] = lambda path: None,
+    group: Group = "tensor",
+) -> Mixer:
+    """The rule of "vanilla" and "invert"; arguments as in `hub_shares`."""
 
-    def finite(leaf):
-        return jnp.all(jnp.isfinite(leaf))
+    def mix(proposal, state):
+        shares, mean, largest = _softmax_shares(proposal.gradients, mode_of, clip_of, group)
+        updates = {
+            path: blend(share, proposal.ours[path], proposal.theirs[path])
+            for path, share in shares.items()
+        }
+        return Mixed(updates, mean, largest, state)
 
-    def repair(mixed, hand):
-        fallback = jnp.where(finite(hand), hand, jnp.zeros_like(hand))
-        return jnp.where(finite(mixed), mixed, fallback)
-
-    return jax.tree.map(repair, blended, ours), jax.tree.map(lambda u: ~finite(u), blended)
-
-
-def _restart(state: PyTree, fresh: PyTree, bad: PyTree) -> PyTree:
-    """Fresh state for the tensors that were replaced, and for what all tensors share if not finite."""
-    structure = jax.tree.structure(bad)
-
-    def mirrors_params(node):
-        return jax.tree.structure(node) == structure
-
-    def restart(node, new):
-        if mirrors_params(node):
-            return jax.tree.map(functools.partial(jnp.where), bad, new, node)
-        if not jnp.issubdtype(jnp.result_type(node), jnp.inexact):  # a count, or a key
-            return node
-        return jnp.where(jnp.all(jnp.isfinite(node)), node, new)
-
-    return jax.tree.map(restart, state, fresh, is_leaf=mirrors_params)
+    return Mixer(lambda params: (), mix)
 
 
-def _describe(shares: PyTree, group: Group) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Mean and largest share by group."""
-    named = [(name, leaf) for name, leaf in _named(shares, group) if leaf.size]
-    sizes: dict[str, int] = {}
-    for name, leaf in named:
-        sizes[name] = sizes.get(name, 0) + leaf.size
-    total, largest = _reduce(jnp.add, named, jnp.sum), _reduce(jnp.maximum, named, jnp.max)
-    return {name: total[name] / sizes[name] for name in sorted(sizes)}, largest
+def hand_shares(
+    gradients: PyTree,
+    *,
+    mode_of: Callable[[Path], Mode] = lambda path: "vanilla",
+    clip_of: Callable[[Path], Bounds | None] = lambda path: None,
+    group: Group = "tensor",
+) -> PyTree:
+    """Share of the hand-designed update in every entry, float32, shaped like `gradients`.
+
+    Args:
+      gradients: as both optimizers see them.
+      mode_of: "vanilla" or "invert", by path.
+      clip_of: bounds of s by path, or None.
+      group: what the softmax is over.
+
+    Raises: ValueError for another mode, or bounds that are not 0 <= low <= high <= 1.
+    """
+    for path in by_path(gradients):
+        check_option("hand_shares", "mode", mode_of(path), _SOFTMAX)
+        _check_bounds(clip_of(path))
+    shares, *_ = _softmax_shares(by_path(gradients), mode_of, clip_of, group)
+    return jax.tree.map_with_path(lambda path, _: shares[keys(path)], gradients)
 
 
-def _reduce(combine, named, reduce_leaf) -> dict[str, jax.Array]:
-    """`reduce_leaf` of every leaf, combined within its group; arrays are never joined."""
-    out: dict[str, jax.Array] = {}
-    for name, leaf in named:
-        value = reduce_leaf(leaf)
-        out[name] = combine(out[name], value) if name in out else value
-    return dict(sorted(out.items()))
+def _softmax_shares(
+    gradients: Tensors, mode_of: Callable, clip_of: Callable, group: Group
+) -> tuple[Tensors, Scalars, Scalars]:
+    """Shares by path, and their mean and largest by group.
+
+    The mean and the largest follow from the sums that the softmax needs, without another look at the
+    entries, unless bounds clip them.
+    """
+    size = {path: jnp.abs(g).astype(jnp.float32) for path, g in gradients.items()}
+    held = {path: leaf for path, leaf in size.items() if leaf.size}
+    high = {path: jnp.max(leaf) for path, leaf in held.items()}
+    top = combine(high, group, jnp.maximum)
+    part = {path: jnp.sum(jnp.exp(held[path] - top[group_of(path, group)])) for path in held}
+    total = combine(part, group)
+    shares, sums, largest = {path: leaf for path, leaf in size.items() if not leaf.size}, {}, {}
+    for path, leaf in held.items():
+        name, bounds, inverted = group_of(path, group), clip_of(path), mode_of(path) == "invert"
+
+        def share(x, name=name, bounds=bounds, inverted=inverted):
+            s = jnp.exp(x - top[name]) / total[name]
+            s = s if bounds is None else jnp.clip(s, *bounds)
+            return 1.0 - s if inverted else s
+
+        shares[path] = share(leaf)
+        largest[path] = share(jnp.min(leaf) if inverted else high[path])
+        s = part[path] / total[name]
+        sums[path] = leaf.size - s if inverted else s
+        if bounds is not None:
+            sums[path] = jnp.sum(shares[path])
+    return shares, mean_by_group(sums, held, group), combine(largest, group, jnp.maximum)
 
 
-def _named(tree: PyTree, group: Group) -> list[tuple[str, jax.Array]]:
-    return [
-        (_group_name(_keys(path), group), leaf) for path, leaf in jax.tree.leaves_with_path(tree)
-    ]
-
-
-def _keys(path: tuple) -> Path:
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
-
-
-def _group_name(path: Path, group: Group) -> str:
-    if group == "global":
-        return "all"
-    return "/".join(path if group == "tensor" else path[:-1])
-
-
-def _check_option(name: str, value: Any, options: tuple[str, ...]) -> None:
-    if value not in options:
-        nearest = difflib.get_close_matches(str(value), options, 1, 0)[0]
+def _check_mode(mode: Any, bounds: Bounds | None) -> None:
+    check_option("hub", "mode", mode, get_args(Mode))
+    _check_bounds(bounds)
+    if bounds is not None and mode not in _SOFTMAX:
         raise ValueError(
-            f"hub: {name} must be one of {options}, got {value!r}; did you mean {nearest!r}?"
+            f"hub: clip bounds the softmax of {_SOFTMAX}, got {bounds} with mode {mode!r}; leave it out."
         )
 
 
@@ -267,12 +239,3 @@ def _check_bounds(bounds: Bounds | None) -> None:
     low, high = bounds
     if not 0 <= low <= high <= 1:
         raise ValueError(f"hub: clip must be (low, high) with 0 <= low <= high <= 1, got {bounds}.")
-
-
-def _check_inexact(params: PyTree) -> None:
-    for path, leaf in jax.tree.leaves_with_path(params):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-            raise ValueError(
-                f"hub: expected floating-point or complex parameters, got {jnp.result_type(leaf)} at "
-                f"{'/'.join(_keys(path)) or 'the root'}; leave it out with optax.masked."
-            )

@@ -1,0 +1,323 @@
+"""What all ways to mix a hand-designed and a learned optimizer share: running both, and the guard.
+
+A `Mixer` is the rule that makes one update of two. It sees its tensors as dicts by path and holds a
+state of its own; `mix_optimizers` makes an optax transformation of it.
+"""
+
+import difflib
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lohp_jax.types import PyTree
+
+Group = Literal["tensor", "module", "global"]
+Guard = Literal["finite"]
+Path = tuple[str, ...]
+Tensors = dict[Path, jax.Array]
+Scalars = dict[str, jax.Array]
+
+
+class HubState(NamedTuple):
+    """State of `hub` and its relatives.
+
+    Attributes:
+      hand_designed: state of the hand-designed optimizer.
+      learned: state of the learned optimizer.
+      mean_weight: by group, the mean share of the hand-designed update in the last step.
+      max_weight: by group, the largest such share.
+      guard_events: int32, tensors that the guard has replaced so far.
+      rules: by name, the state of every rule in use.
+    """
+
+    hand_designed: optax.OptState
+    learned: optax.OptState
+    mean_weight: Scalars
+    max_weight: Scalars
+    guard_events: jax.Array
+    rules: dict[str, PyTree]
+
+
+class Proposal(NamedTuple):
+    """What a rule decides on: by path, gradients and both updates; the loss, None if not given."""
+
+    gradients: Tensors
+    ours: Tensors
+    theirs: Tensors
+    value: jax.Array | None
+
+
+class Mixed(NamedTuple):
+    """What a rule decides: updates by path; mean and largest share by group; its next state."""
+
+    updates: Tensors
+    mean_weight: Scalars
+    max_weight: Scalars
+    state: PyTree
+
+
+class Mixer(NamedTuple):
+    """A rule: `init(params by path) -> state` and `mix(proposal, state) -> Mixed`."""
+
+    init: Callable[[Tensors], PyTree]
+    mix: Callable[[Proposal, PyTree], Mixed]
+
+
+def mix_optimizers(
+    hand_designed: optax.GradientTransformation,
+    learned: optax.GradientTransformation,
+    mixers: dict[str, Mixer],
+    *,
+    select: Callable[[Path], str] | None = None,
+    guard: Guard | None = None,
+    name: str = "hub",
+) -> optax.GradientTransformationExtraArgs:
+    """Runs both optimizers on the same gradient and lets a rule mix every tensor.
+
+    Args:
+      hand_designed: any optax transformation.
+      learned: the same.
+      mixers: rules by name.
+      select: name of the rule for the tensor at a path; None if there is one rule.
+      guard: None or "finite", see `hub`.
+      name: of the function that was called, for errors.
+
+    Raises: ValueError for an unknown guard; `init` for integer parameters; `update` for tensors that are
+      not those `init` saw.
+    """
+    if guard is not None:
+        check_option(name, "guard", guard, get_args(Guard))
+    hand_designed = optax.with_extra_args_support(hand_designed)
+    learned = optax.with_extra_args_support(learned)
+    select = select or (lambda path: next(iter(mixers)))
+
+    def init(params):
+        _check_inexact(name, params)
+        tensors = by_path(params)
+        chosen = {path: select(path) for path in tensors}
+        rules = {
+            rule: mixers[rule].init(
+                {path: tensors[path] for path in tensors if chosen[path] == rule}
+            )
+            for rule in dict.fromkeys(chosen.values())
+        }
+        proposal = Proposal(tensors, tensors, tensors, jnp.zeros(()))
+        weights = jax.eval_shape(functools.partial(_mix, mixers, chosen), proposal, rules)[1:3]
+        weights = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), weights)
+        states = hand_designed.init(params), learned.init(params)
+        return HubState(*states, *weights, jnp.zeros((), jnp.int32), rules)
+
+    def update(updates, state, params=None, **extra):
+        _check_same_tensors(name, updates, params, state)
+        structure, gradients = jax.tree.structure(updates), by_path(updates)
+        unusable = _not_finite(gradients) if guard else {}
+        gradients = _replace(gradients, unusable, jax.tree.map(jnp.zeros_like, gradients))
+        seen = structure.unflatten(gradients.values())
+        ours, hand_state = hand_designed.update(seen, state.hand_designed, params, **extra)
+        theirs, learned_state = learned.update(seen, state.learned, params, **extra)
+        ours, theirs = by_path(ours), by_path(theirs)
+        events = state.guard_events
+        if guard:
+            broken, failed = _not_finite(ours), _not_finite(theirs)
+            theirs = _replace(theirs, failed, ours)
+            start = updates if params is None else params
+            restart = functools.partial(_restart, structure, start)
+            hand_state = restart(hand_designed, hand_state, broken)
+            learned_state = restart(learned, learned_state, failed)
+            still = {path: unusable[path] | broken[path] for path in broken}
+            events += sum((still[path] | failed[path]).astype(jnp.int32) for path in still)
+        chosen = {path: select(path) for path in gradients}
+        proposal = Proposal(gradients, ours, theirs, extra.get("value"))
+        mixed, *weights, rules = _mix(mixers, chosen, proposal, state.rules)
+        if guard:
+            mixed = _replace(mixed, still, jax.tree.map(jnp.zeros_like, mixed))
+        mixed = structure.unflatten([mixed[path] for path in gradients])
+        return mixed, HubState(hand_state, learned_state, *weights, events, rules)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _mix(
+    mixers: dict[str, Mixer], chosen: dict[Path, str], proposal: Proposal, states: dict[str, PyTree]
+) -> tuple[Tensors, Scalars, Scalars, dict[str, PyTree]]:
+    """Every rule on its tensors: updates, mean and largest shares, and states."""
+    updates, mean, largest, rules = {}, {}, {}, {}
+    for rule, state in states.items():
+        paths = [path for path in chosen if chosen[path] == rule]
+        trees = ({path: tree[path] for path in paths} for tree in proposal[:3])
+        mixed = mixers[rule].mix(Proposal(*trees, proposal.value), state)
+        updates |= mixed.updates
+        names = {name: f"{name} ({rule})" if name in mean else name for name in mixed.mean_weight}
+        mean |= {names[name]: weight for name, weight in mixed.mean_weight.items()}
+        largest |= {names[name]: weight for name, weight in mixed.max_weight.items()}
+        rules[rule] = mixed.state
+    return updates, mean, largest, rules
+
+
+# --- tensors by path, scalars by group
+
+
+def by_path(tree: PyTree) -> Tensors:
+    """Leaves by their keys as strings; None and masked leaves are none."""
+    return {keys(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def keys(path: tuple) -> Path:
+    """The keys of a path of `jax.tree_util` as strings."""
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def group_of(path: Path, group: Group) -> str:
+    """Name of the group that a tensor belongs to."""
+    if group == "global":
+        return "all"
+    return "/".join(path if group == "tensor" else path[:-1])
+
+
+def combine(values: Tensors, group: Group, operation: Callable = jnp.add) -> Scalars:
+    """Scalars by path, combined within their groups; arrays are never joined."""
+    out: Scalars = {}
+    for path, value in values.items():
+        name = group_of(path, group)
+        out[name] = operation(out[name], value) if name in out else value
+    return dict(sorted(out.items()))
+
+
+def mean_by_group(sums: Tensors, tensors: Tensors, group: Group) -> Scalars:
+    """Sums over the entries of tensors, by path -> means over the entries of groups."""
+    total = combine(sums, group)
+    sizes = combine({path: tensors[path].size for path in sums}, group)
+    return {name: total[name] / sizes[name] for name in total}
+
+
+def inner(a: Tensors, b: Tensors, group: Group) -> Scalars:
+    """Real part of the inner product, by group, at least in float32; empty tensors stay out."""
+    products = {path: wide(a[path]) * jnp.conj(wide(b[path])) for path in a if a[path].size}
+    return combine({path: jnp.sum(product.real) for path, product in products.items()}, group)
+
+
+def wide(array: jax.Array) -> jax.Array:
+    """At least float32."""
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def name_of(path: Path) -> str:
+    """One string for a path, as states use it for keys."""
+    return "/".join(path)
+
+
+def blend(share: jax.Array, ours: jax.Array, theirs: jax.Array) -> jax.Array:
+    """The share of one update and the rest of the other, in the type of the update."""
+    return (share * ours + (1.0 - share) * theirs).astype(ours.dtype)
+
+
+# --- the guard
+
+
+def _not_finite(tensors: Tensors) -> Tensors:
+    return {path: ~jnp.all(jnp.isfinite(leaf)) for path, leaf in tensors.items()}
+
+
+def _replace(tensors: Tensors, where: Tensors, others: Tensors) -> Tensors:
+    return {
+        path: jnp.where(where[path], others[path], leaf) if path in where else leaf
+        for path, leaf in tensors.items()
+    }
+
+
+def _restart(
+    structure: Any,
+    params: PyTree,
+    optimizer: optax.GradientTransformation,
+    state: optax.OptState,
+    bad: Tensors,
+) -> optax.OptState:
+    """A fresh state for bad tensors, and for what all tensors share where that is not finite.
+
+    Only if there are any: a select over every state would cost as much as an optimizer step.
+    """
+    flags = structure.unflatten(bad.values())
+
+    def mirrors_params(node):
+        return jax.tree.structure(node) == structure
+
+    def fresh(node, new):
+        if mirrors_params(node):
+            return jax.tree.map(functools.partial(jnp.where), flags, new, node)
+        if not jnp.issubdtype(jnp.result_type(node), jnp.inexact):  # a count, or a key
+            return node
+        return jnp.where(jnp.all(jnp.isfinite(node)), node, new)
+
+    def restarted(old):
+        return jax.tree.map(fresh, old, optimizer.init(params), is_leaf=mirrors_params)
+
+    any_bad = functools.reduce(jnp.logical_or, bad.values(), jnp.zeros((), bool))
+    return jax.lax.cond(any_bad, restarted, lambda old: old, state)
+
+
+# --- checks
+
+
+def check_option(function: str, name: str, value: Any, options: tuple[str, ...]) -> None:
+    """Raises: ValueError with the nearest option, if `value` is none of them."""
+    if value not in options:
+        nearest = difflib.get_close_matches(str(value), options, 1, 0)[0]
+        raise ValueError(
+            f"{function}: {name} must be one of {options}, got {value!r}; did you mean {nearest!r}?"
+        )
+
+
+def check_positive(function: str, name: str, value: Any) -> None:
+    """Raises: ValueError for a number that is not positive; arrays of `inject_hyperparams` pass."""
+    if not isinstance(value, jax.Array) and not value > 0:
+        raise ValueError(f"{function}: {name} must be positive, got {value}.")
+
+
+def check_fraction(function: str, name: str, value: Any) -> None:
+    """Raises: ValueError for a number outside [0, 1]; arrays of `inject_hyperparams` pass."""
+    if not isinstance(value, jax.Array) and not 0 <= value <= 1:
+        raise ValueError(f"{function}: {name} must be in [0, 1], got {value}.")
+
+
+def _check_inexact(name: str, params: PyTree) -> None:
+    for path, leaf in by_path(params).items():
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise ValueError(
+                f"{name}: expected floating-point or complex parameters, got "
+                f"{jnp.result_type(leaf)} at {'/'.join(path) or 'the root'}; leave it out with "
+                "optax.masked."
+            )
+
+
+def _check_same_tensors(name: str, updates: PyTree, params: PyTree, state: HubState) -> None:
+    """Gradients must fit the parameters, and both must fit the groups that `init` saw."""
+    shapes = {path: jnp.shape(leaf) for path, leaf in by_path(updates).items()}
+    if params is not None:
+        expected = {path: jnp.shape(leaf) for path, leaf in by_path(params).items()}
+        for path in sorted(expected.keys() | shapes.keys()):
+            if expected.get(path) != shapes.get(path):
+                raise ValueError(
+                    f"{name}: the gradient at {'/'.join(path) or 'the root'} has shape "
+                    f"{shapes.get(path)}, its parameter {expected.get(path)}; expected one gradient "
+                    "for every parameter, of the same shape."
+                )
+    groups = {
+        path: {group_of(path, group) for group in get_args(Group)}
+        for path, shape in shapes.items()
+        if math.prod(shape)
+    }
+    known = {weight.partition(" (")[0] for weight in state.mean_weight}.union(state.mean_weight)
+    new = [path for path, names in groups.items() if not names & known]
+    gone = [
+        name for name in known if " (" not in name and not any(name in g for g in groups.values())
+    ]
+    if new or gone:
+        raise ValueError(
+            f"{name}: the parameters have changed since init saw them (new: "
+            f"{sorted('/'.join(path) for path in new)}, gone: {sorted(gone)}); call init again."
+        )
