@@ -1,6 +1,6 @@
-"""What a learned optimizer competes with: a constant blend, and grafting one's size on another's direction."""
+"""What HUB competes with: a constant blend, and the size of one update on the direction of another."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 import optax
@@ -14,8 +14,8 @@ from lohp_jax.optimizers.mixing import (
     check_fraction,
     check_option,
     group_of,
-    inner,
     mix_optimizers,
+    norm_ratios,
     sizes_by_group,
 )
 
@@ -53,8 +53,8 @@ def constant_blend(
             for name, size in sizes.items()
         }
         updates = {
-            path: blend(weights[group_of(path, group)], hand, proposal.theirs[path])
-            for path, hand in proposal.ours.items() if hand.size
+            path: blend(weights.get(group_of(path, group), 1.0), hand, proposal.theirs[path])
+            for path, hand in proposal.ours.items()
         }
         return Mixed(updates, weights, weights, state)
 
@@ -69,7 +69,7 @@ def graft(
     group: Group = "tensor",
     guard: Guard | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Grafting (Agarwal et al., 2020): U = |U_m| U_d / |U_d|, the norm of one, the direction of the other.
+    """Grafting (Agarwal et al., 2020): U = |U_m| U_d / |U_d|, one's norm and the other's direction.
 
     Where the direction is zero, so is the update.
 

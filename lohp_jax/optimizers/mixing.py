@@ -7,6 +7,7 @@ state of its own; `mix_optimizers` makes an optax transformation of it.
 import difflib
 import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -190,9 +191,15 @@ def combine(values: Tensors, group: Group, operation: Callable = jnp.add) -> Sca
 
 def mean_by_group(sums: Tensors, tensors: Tensors, group: Group) -> Scalars:
     """Sums over the entries of tensors, by path -> means over the entries of groups."""
-    total = combine(sums, group)
-    sizes = combine({path: tensors[path].size for path in sums}, group)
+    total, sizes = combine(sums, group), sizes_by_group(tensors, group)
     return {name: total[name] / sizes[name] for name in total}
+
+
+def sizes_by_group(tensors: Tensors, group: Group) -> dict[str, int]:
+    """Entries of every group; a group without any is left out."""
+    return combine(
+        {path: leaf.size for path, leaf in tensors.items() if leaf.size}, group, operator.add
+    )
 
 
 def inner(a: Tensors, b: Tensors, group: Group) -> Scalars:
@@ -204,6 +211,15 @@ def inner(a: Tensors, b: Tensors, group: Group) -> Scalars:
 def wide(array: jax.Array) -> jax.Array:
     """At least float32."""
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def norm_ratios(a: Tensors, b: Tensors, group: Group) -> Scalars:
+    """|a| / |b| by group, 0 where b is 0."""
+    squares = inner(a, a, group), inner(b, b, group)
+    return {
+        name: jnp.where(square > 0.0, jnp.sqrt(squares[0][name]) * jax.lax.rsqrt(square), 0.0)
+        for name, square in squares[1].items()
+    }
 
 
 def name_of(path: Path) -> str:
@@ -278,10 +294,12 @@ def check_positive(function: str, name: str, value: Any) -> None:
         raise ValueError(f"{function}: {name} must be positive, got {value}.")
 
 
-def check_fraction(function: str, name: str, value: Any) -> None:
+def check_fraction(function: str, name: str, value: Any, *, below_one: bool = False) -> None:
     """Raises: ValueError for a number outside [0, 1]; arrays of `inject_hyperparams` pass."""
-    if not isinstance(value, jax.Array) and not 0 <= value <= 1:
-        raise ValueError(f"{function}: {name} must be in [0, 1], got {value}.")
+    if not isinstance(value, jax.Array) and not (0 <= value <= 1 and (value < 1 or not below_one)):
+        raise ValueError(
+            f"{function}: {name} must be in [0, 1{')' if below_one else ']'}, got {value}."
+        )
 
 
 def _check_inexact(name: str, params: PyTree) -> None:

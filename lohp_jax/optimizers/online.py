@@ -52,8 +52,8 @@ def hub_online(
     """U = a U_H + (1 - a) U_L, where a descends on the next loss: no gradient beyond the usual one.
 
     Our extension of HUB. The slope of the loss after a step with respect to the a of that step is
-    <g_{t+1}, U_H,t - U_L,t>, so that a <- a - rate <g_{t+1}, U_H,t - U_L,t> / (|g_{t+1}| |U_H,t - U_L,t|)
-    moves it by the cosine between the two. Costs one more array like the parameters.
+    <g_{t+1}, D_t> with D = U_H - U_L, so that a <- a - rate <g_{t+1}, D_t> / (|g_{t+1}| |D_t|) moves it
+    by the cosine between the two. Costs one more array like the parameters.
 
     Args:
       hand_designed: any optax transformation.

@@ -1,5 +1,7 @@
 """Sharpness-aware minimisation as one ordinary optimizer step."""
 
+import functools
+
 import optax
 import optax.contrib
 
@@ -16,23 +18,29 @@ def sam(
     caller records is a synchronised one. Costs a second gradient per step.
 
     Args:
-      inner: the optimizer that descends, e.g. `optax.sgd(0.1)`.
+      inner: the optimizer that descends, e.g. `optax.sgd(0.1)` or a learned one. It gets the extra
+        arguments of `update`; `value` is the loss where the parameters are, not at the climbed point.
       rho: length of the ascent step, in units of the weights, > 0.
 
     Returns: a transformation whose `update` needs `grad_fn(params, i) -> gradient` among its extra
-      arguments (the same batch for every `i`) and ignores all others.
+      arguments (the same batch for every `i`).
 
     Raises: ValueError if `rho` is not positive or `update` gets no `grad_fn`.
     """
     if not rho > 0:
         raise ValueError(f"sam: rho must be positive, got {rho}.")
     ascent = optax.chain(optax.normalize_by_update_norm(eps=_EPSILON), optax.sgd(rho))
-    base = optax.contrib.sam(inner, ascent, opaque_mode=True)
+    inner = optax.with_extra_args_support(inner)
+
+    def around(descend):  # `optax.contrib.sam` would pass no extra arguments on
+        return optax.contrib.sam(
+            optax.GradientTransformation(inner.init, descend), ascent, opaque_mode=True
+        )
 
     def update(updates, state, params=None, *, grad_fn=None, **extra):
-        del extra
         if grad_fn is None:
             raise ValueError("sam: update needs grad_fn=(params, i) -> gradient, got none.")
-        return base.update(updates, state, params, grad_fn=grad_fn)
+        descend = functools.partial(inner.update, grad_fn=grad_fn, **extra)
+        return around(descend).update(updates, state, params, grad_fn=grad_fn)
 
-    return optax.GradientTransformationExtraArgs(base.init, update)
+    return optax.GradientTransformationExtraArgs(around(inner.update).init, update)

@@ -44,14 +44,14 @@ def hub_spike(
     group: Group = "tensor",
     guard: Guard | None = "finite",
 ) -> optax.GradientTransformationExtraArgs:
-    """Blends with s_i = r_i^p / (r_i^p + c^p), where r_i = |g_i| / sqrt(v_i) is the size of an entry in time.
+    """Blends with s_i = r_i^p / (r_i^p + c^p), where r_i = |g_i| / sqrt(v_i).
 
     Our extension of HUB, whose softmax compares the entries of a tensor with each other: here each is
     compared with its own past through Adam's second moment v_i, the bias-corrected running mean of g_i^2
     with this step's included. A steady gradient has r = 1 and a share of 1 / (1 + c^p), a tenth by
     default; one that rises c-fold above its past gets half, and the largest possible r is
-    1 / sqrt(1 - decay). The shares depend neither on the scale of the loss nor on the size of the tensor.
-    Costs one more array like the parameters.
+    1 / sqrt(1 - decay). The shares depend neither on the scale of the loss nor on the number of
+    entries. Costs one more array like the parameters.
 
     Args:
       hand_designed: any optax transformation; takes the share s_i.
@@ -78,7 +78,7 @@ def spike_mixer(
     """The rule of `hub_spike`."""
     for name, value in (("threshold", threshold), ("sharpness", sharpness)):
         check_positive("hub_spike", name, value)
-    check_fraction("hub_spike", "decay", decay)
+    check_fraction("hub_spike", "decay", decay, below_one=True)
 
     def init(params):
         zeros = {name_of(path): jnp.zeros(jnp.shape(p), jnp.float32) for path, p in params.items()}
