@@ -3,13 +3,13 @@
 arXiv 2201.12426. The rival of HUB: instead of blending two updates it tries both and keeps the better.
 """
 
-import difflib
 from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from lohp_jax.optimizers.mixing import check_inexact, check_option
 from lohp_jax.types import PyTree
 
 Mode = Literal["race", "candidate"]
@@ -63,11 +63,7 @@ def lgl2o(
     Raises: ValueError for an unknown mode or a `num_steps` that is not positive; `update` for a missing
       `params`, `value_fn` or `grad_fn`.
     """
-    if mode not in get_args(Mode):
-        nearest = difflib.get_close_matches(str(mode), get_args(Mode), 1, 0)[0]
-        raise ValueError(
-            f"lgl2o: mode must be one of {get_args(Mode)}, got {mode!r}; did you mean {nearest!r}?"
-        )
+    check_option("lgl2o", "mode", mode, get_args(Mode))
     if not num_steps > 0:
         raise ValueError(f"lgl2o: num_steps must be positive, got {num_steps}.")
     hand_designed = optax.with_extra_args_support(hand_designed)
@@ -75,6 +71,7 @@ def lgl2o(
     racing = mode == "race"
 
     def init(params):
+        check_inexact("lgl2o", params)
         rival = jax.tree.map(jnp.asarray, params) if racing else ()
         count = jnp.zeros((), jnp.int32)
         states = hand_designed.init(params), learned.init(params)

@@ -98,7 +98,7 @@ def mix_optimizers(
     select = select or (lambda path: next(iter(mixers)))
 
     def init(params):
-        _check_inexact(name, params)
+        check_inexact(name, params)
         tensors = by_path(params)
         chosen = {path: select(path) for path in tensors}
         rules = {
@@ -117,7 +117,7 @@ def mix_optimizers(
         _check_same_tensors(name, updates, params, state)
         structure, gradients = jax.tree.structure(updates), by_path(updates)
         unusable = _not_finite(gradients) if guard else {}
-        gradients = _replace(gradients, unusable, jax.tree.map(jnp.zeros_like, gradients))
+        gradients = _replace(gradients, unusable, _zeros(gradients))
         seen = structure.unflatten(gradients.values())
         ours, hand_state = hand_designed.update(seen, state.hand_designed, params, **extra)
         theirs, learned_state = learned.update(seen, state.learned, params, **extra)
@@ -125,6 +125,7 @@ def mix_optimizers(
         events = state.guard_events
         if guard:
             broken, failed = _not_finite(ours), _not_finite(theirs)
+            ours = _replace(ours, broken, _zeros(ours))
             theirs = _replace(theirs, failed, ours)
             start = updates if params is None else params
             restart = functools.partial(_restart, structure, start)
@@ -136,7 +137,7 @@ def mix_optimizers(
         proposal = Proposal(gradients, ours, theirs, extra.get("value"))
         mixed, *weights, rules = _mix(mixers, chosen, proposal, state.rules)
         if guard:
-            mixed = _replace(mixed, still, jax.tree.map(jnp.zeros_like, mixed))
+            mixed = _replace(mixed, still, _zeros(mixed))
         mixed = structure.unflatten([mixed[path] for path in gradients])
         return mixed, HubState(hand_state, learned_state, *weights, events, rules)
 
@@ -246,6 +247,10 @@ def _replace(tensors: Tensors, where: Tensors, others: Tensors) -> Tensors:
     }
 
 
+def _zeros(tensors: Tensors) -> Tensors:
+    return {path: jnp.zeros_like(leaf) for path, leaf in tensors.items()}
+
+
 def _restart(
     structure: Any,
     params: PyTree,
@@ -302,12 +307,13 @@ def check_fraction(function: str, name: str, value: Any, *, below_one: bool = Fa
         )
 
 
-def _check_inexact(name: str, params: PyTree) -> None:
+def check_inexact(function: str, params: PyTree) -> None:
+    """Raises: ValueError for parameters that cannot be moved by a fraction, with the first one."""
     for path, leaf in by_path(params).items():
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise ValueError(
-                f"{name}: expected floating-point or complex parameters, got "
-                f"{jnp.result_type(leaf)} at {'/'.join(path) or 'the root'}; leave it out with "
+                f"{function}: expected floating-point or complex parameters, got "
+                f"{jnp.result_type(leaf)} at {name_of(path) or 'the root'}; leave it out with "
                 "optax.masked."
             )
 
@@ -320,7 +326,7 @@ def _check_same_tensors(name: str, updates: PyTree, params: PyTree, state: HubSt
         for path in sorted(expected.keys() | shapes.keys()):
             if expected.get(path) != shapes.get(path):
                 raise ValueError(
-                    f"{name}: the gradient at {'/'.join(path) or 'the root'} has shape "
+                    f"{name}: the gradient at {name_of(path) or 'the root'} has shape "
                     f"{shapes.get(path)}, its parameter {expected.get(path)}; expected one gradient "
                     "for every parameter, of the same shape."
                 )
@@ -334,8 +340,8 @@ def _check_same_tensors(name: str, updates: PyTree, params: PyTree, state: HubSt
     gone = [
         name for name in known if " (" not in name and not any(name in g for g in groups.values())
     ]
-    if new or gone:
+    if known and (new or gone):
         raise ValueError(
             f"{name}: the parameters have changed since init saw them (new: "
-            f"{sorted('/'.join(path) for path in new)}, gone: {sorted(gone)}); call init again."
+            f"{sorted(map(name_of, new))}, gone: {sorted(gone)}); call init again."
         )

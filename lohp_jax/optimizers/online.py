@@ -1,6 +1,6 @@
 """The online mix: a share for each tensor that follows which update the next gradient likes better."""
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax.numpy as jnp
 import optax
@@ -14,6 +14,7 @@ from lohp_jax.optimizers.mixing import (
     Tensors,
     blend,
     check_fraction,
+    check_option,
     check_positive,
     group_of,
     inner,
@@ -78,6 +79,7 @@ def online_mixer(
     group: Group = "tensor",
 ) -> Mixer:
     """The rule of `hub_online`."""
+    check_option("hub_online", "group", group, get_args(Group))
     low, high = bounds
     if not 0 <= low <= high <= 1:
         raise ValueError(

@@ -1,6 +1,6 @@
 """The spike gate: the hand-designed optimizer where a gradient stands out from its own past."""
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from lohp_jax.optimizers.mixing import (
     Tensors,
     blend,
     check_fraction,
+    check_option,
     check_positive,
     combine,
     mean_by_group,
@@ -76,6 +77,7 @@ def spike_mixer(
     group: Group = "tensor",
 ) -> Mixer:
     """The rule of `hub_spike`."""
+    check_option("hub_spike", "group", group, get_args(Group))
     for name, value in (("threshold", threshold), ("sharpness", sharpness)):
         check_positive("hub_spike", name, value)
     check_fraction("hub_spike", "decay", decay, below_one=True)

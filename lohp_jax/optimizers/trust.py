@@ -1,4 +1,278 @@
-def trust_mixer(**k):
-    from lohp_jax.optimizers.online import online_mixer
+"""The trust region: the learned update where, and as far as, loss and gradients bear it out."""
 
-    return online_mixer(**k)
+import math
+from typing import NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lohp_jax.optimizers.mixing import (
+    Group,
+    Mixed,
+    Mixer,
+    Scalars,
+    Tensors,
+    check_fraction,
+    check_option,
+    check_positive,
+    group_of,
+    inner,
+    mix_optimizers,
+    name_of,
+    wide,
+)
+
+_MEMORY = 0.95  # of running sums: about twenty steps
+_LOSS_MEMORY = 0.9
+_SHARPNESS = 3.0  # of the switch from one update to the other
+_SIGNIFICANT = 1.0  # the score from which on it counts
+_RETREAT = 0.9
+_RISING, _JUMP, _WARM_UP = (
+    2.5,
+    5.0,
+    5,
+)  # score of a trend, rise in usual changes, losses before that
+
+
+class Tally(NamedTuple):
+    """Running sums of numbers and of their squares; `_score` tells whether their mean is not 0."""
+
+    total: jax.Array
+    square: jax.Array
+
+
+class LossTrend(NamedTuple):
+    """What the losses so far tell.
+
+    Attributes:
+      mean: running mean.
+      trend: of the changes, each against the running mean before it.
+      step: int32, finite losses so far.
+      failed: bool, whether the last one was not finite or rose beyond the noise.
+      falling: bool, whether the loss falls by more than the noise.
+    """
+
+    mean: jax.Array
+    trend: Tally
+    step: jax.Array
+    failed: jax.Array
+    falling: jax.Array
+
+
+class TrustState(NamedTuple):
+    """State of the trust region; `[G]` arrays have an entry for every group, sorted by name.
+
+    Attributes:
+      ratio: by group, rho.
+      failures: int32, steps whose loss failed.
+      used: `[G]` |U_L| / |U_H| of the last step.
+      before: `[G]` <g_t, D_t> of the last step.
+      evidence: of `[G]`, the costs of D_t; below 0 for the learned update.
+      overshoot: the same by the later gradient alone.
+      difference: D_t of the last step, by name of the tensor.
+      loss: what the losses tell.
+    """
+
+    ratio: Scalars
+    failures: jax.Array
+    used: jax.Array
+    before: jax.Array
+    evidence: Tally
+    overshoot: Tally
+    difference: Tensors
+    loss: LossTrend
+
+    def readings(self) -> dict[str, Scalars | jax.Array]:
+        """For `hub_diagnostics`."""
+        return {"ratio": self.ratio, "failures": self.failures}
+
+
+def hub_trust(
+    hand_designed: optax.GradientTransformation,
+    learned: optax.GradientTransformation,
+    *,
+    ratio: float = 2.0,
+    bounds: tuple[float, float] = (1.0, 20.0),
+    grow: float = 1.1,
+    shrink: float = 0.5,
+    caution: float = 1.0,
+    optimism: float = 0.3,
+    fall_back: bool = True,
+    group: Group = "tensor",
+) -> optax.GradientTransformationExtraArgs:
+    """U = w U~_L + (1 - w) U_H with U~_L = U_L min(1, rho |U_H| / |U_L|), in each tensor.
+
+    Our extension of HUB. Two questions are asked of every step once its gradient and loss are known:
+
+    Is the learned update better? By the next gradient the difference D_t = U~_L,t - U_H,t would have
+    cost e = <g_{t+1} + optimism g_t, D_t> / (|g_{t+1}| |D_t|), whichever of the two was taken. The
+    second term is there because g_{t+1} alone favours the smaller step: it sees twice what the curvature
+    takes away. With z the sum of e over about the last twenty steps in units of its own root mean
+    square, w = sigmoid(-3 (z + caution)): the hand-designed update without evidence, the learned one
+    where it is better by more than noise. z ignores the scale of loss and gradients.
+
+    How far may it go? rho grows where it binds, <g_{t+1}, D_t> says that further is better, and the
+    loss falls. It is set a tenth below |U_L| / |U_H| where that says the opposite, and shrinks where
+    the loss fails: is not finite, rises by more than five times its usual change, or rises steadily
+    (its trend against a running mean is beyond 2.5 of its own root mean squares). A rise within the
+    noise of mini-batches is no failure. After a failure trust is to be earned anew.
+
+    What this guarantees: no step is longer than rho |U_H| in a tensor, rho <= bounds[1]; what is not
+    finite never reaches the parameters; nothing depends on the scale of the loss. What it does not: the
+    judgement is of one step ahead, so that of two descending optimizers it may prefer the one that is
+    faster now to the one that is better in the end (a larger or an annealed learning rate); and as all
+    sizes are relative to U_H, a learning rate that is far too small for it holds the learned update
+    back, too, and where U_H is zero nothing moves. Costs one more float32 array like the parameters.
+
+    Args:
+      hand_designed: any optax transformation; sets the scale of the steps.
+      learned: the same.
+      ratio: rho at the start.
+      bounds: (low, high) of rho, 0 < low <= high.
+      grow: factor of rho on success, >= 1.
+      shrink: factor of rho on failure, in (0, 1].
+      caution: by how many units the learned update must be better.
+      optimism: weight of the gradient that both updates were made from, in [0, 1].
+      fall_back: False for the plain trust region: w = 1, rho moved by the loss alone.
+      group: whose entries share w and rho: every "tensor", "module" or "global".
+
+    Returns: a transformation whose `update` needs `value`, the loss. Its guard is always on: see `hub`.
+
+    Raises: ValueError for numbers out of range or an unknown group; `update` for a missing `value`.
+    """
+    rule = trust_mixer(
+        ratio=ratio,
+        bounds=bounds,
+        grow=grow,
+        shrink=shrink,
+        caution=caution,
+        optimism=optimism,
+        fall_back=fall_back,
+        group=group,
+    )
+    return mix_optimizers(hand_designed, learned, {"trust": rule}, guard="finite", name="hub_trust")
+
+
+def trust_mixer(
+    *,
+    ratio: float = 2.0,
+    bounds: tuple[float, float] = (1.0, 20.0),
+    grow: float = 1.1,
+    shrink: float = 0.5,
+    caution: float = 1.0,
+    optimism: float = 0.3,
+    fall_back: bool = True,
+    group: Group = "tensor",
+) -> Mixer:
+    """The rule of `hub_trust`."""
+    _check(ratio, bounds, grow, shrink, optimism, group)
+
+    def init(params):
+        names = sorted({group_of(path, group) for path, p in params.items() if p.size})
+        zeros, zero = jnp.zeros(len(names), jnp.float32), jnp.zeros((), jnp.float32)
+        start = jnp.clip(jnp.float32(ratio), *bounds)
+        difference = {name_of(path): wide(jnp.zeros_like(p)) for path, p in params.items()}
+        none, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+        loss = LossTrend(zero, Tally(zero, zero), none, no, no)
+        tally = Tally(zeros, zeros)
+        ratios = dict.fromkeys(names, start)
+        return TrustState(ratios, none, zeros, zeros, tally, tally, difference, loss)
+
+    def mix(proposal, state):
+        gradients, ours, theirs, value = proposal
+        loss = _follow_loss(state.loss, value)
+        last = {path: state.difference[name_of(path)] for path in ours}
+        cost = _stack(inner(gradients, last, group))
+        size = _norm(gradients, group) * _norm(last, group)
+        evidence = _add(state.evidence, _quotient(cost + optimism * state.before, size))
+        evidence = jax.tree.map(lambda x: jnp.where(loss.failed, 0.0, x), evidence)
+        overshoot = _add(state.overshoot, _quotient(cost, size))
+        trust = jax.nn.sigmoid(-_SHARPNESS * (_score(evidence) + caution))
+        further = -_score(overshoot)
+        if not fall_back:
+            trust, further = jnp.ones_like(trust), jnp.full_like(further, jnp.inf)
+
+        names = list(state.ratio)
+        rho = _stack(state.ratio)
+        success = loss.falling & (further > _SIGNIFICANT) & (state.used > rho)
+        rho = jnp.where(success, rho * grow, rho)
+        rho = jnp.where(further < -_SIGNIFICANT, jnp.minimum(rho, state.used) * _RETREAT, rho)
+        rho = jnp.clip(jnp.where(loss.failed, rho * shrink, rho), *bounds)
+
+        hand, learned = _norm(ours, group), _norm(theirs, group)
+        scale = jnp.minimum(1.0, rho * _quotient(hand, learned))
+        before = scale * _stack(inner(gradients, theirs, group)) - _stack(
+            inner(gradients, ours, group)
+        )
+        shares = dict(zip(names, 1.0 - trust, strict=True))
+        scales = dict(zip(names, scale, strict=True))
+        updates, difference = {}, {}
+        for path, u in ours.items():
+            name = group_of(path, group)
+            move = scales.get(name, 1.0) * wide(theirs[path]) - wide(u)
+            difference[name_of(path)] = move
+            updates[path] = (wide(u) + (1.0 - shares.get(name, 1.0)) * move).astype(u.dtype)
+        ratio = dict(zip(names, rho, strict=True))
+        used = _quotient(learned, hand)
+        failures = state.failures + loss.failed
+        state = TrustState(ratio, failures, used, before, evidence, overshoot, difference, loss)
+        return Mixed(updates, shares, shares, state)
+
+    return Mixer(init, mix)
+
+
+def _follow_loss(old: LossTrend, value: jax.Array | None) -> LossTrend:
+    """Takes in a loss; one that is not finite has failed and leaves no trace in the means."""
+    if value is None:
+        raise ValueError(
+            'hub_trust (mode="trust"): update needs the loss, got none; pass it as '
+            "update(gradients, state, params, value=loss)."
+        )
+    value = jnp.float32(value)
+    finite = jnp.isfinite(value)
+    change = jnp.where(finite & (old.step > 0), value - old.mean, 0.0)
+    usual = jnp.sqrt(old.trend.square * (1.0 - _MEMORY) / (1.0 - _MEMORY**old.step + 1e-9))
+    trend = _add(old.trend, change)
+    jumped = (old.step > _WARM_UP) & (change > _JUMP * usual)
+    failed = ~finite | jumped | (_score(trend) > _RISING)
+    falling = _score(trend) < -_SIGNIFICANT
+    trend = Tally(jnp.where(failed, 0.0, trend.total), trend.square)
+    weight = jnp.where(old.step > 0, 1.0 - _LOSS_MEMORY, 1.0)
+    mean = jnp.where(finite, old.mean + weight * (value - old.mean), old.mean)
+    return LossTrend(mean, trend, old.step + finite, failed, falling)
+
+
+def _add(tally: Tally, number: jax.Array) -> Tally:
+    number = jnp.where(jnp.isfinite(number), number, 0.0)
+    return Tally(_MEMORY * tally.total + number, _MEMORY * tally.square + number**2)
+
+
+def _score(tally: Tally) -> jax.Array:
+    """The sum in units of its root mean square if the numbers were independent and of mean 0."""
+    return _quotient(tally.total, jnp.sqrt(tally.square))
+
+
+def _quotient(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.where(b > 0.0, a / b, 0.0)
+
+
+def _norm(tensors: Tensors, group: Group) -> jax.Array:
+    return jnp.sqrt(_stack(inner(tensors, tensors, group)))
+
+
+def _stack(scalars: Scalars) -> jax.Array:
+    return jnp.stack(list(scalars.values())) if scalars else jnp.zeros(0, jnp.float32)
+
+
+def _check(ratio, bounds, grow, shrink, optimism, group) -> None:
+    check_option("hub_trust", "group", group, get_args(Group))
+    check_positive("hub_trust", "ratio", ratio)
+    check_positive("hub_trust", "shrink", shrink)
+    check_fraction("hub_trust", "shrink", shrink)
+    check_fraction("hub_trust", "optimism", optimism)
+    low, high = bounds
+    if not 0 < low <= high < math.inf:
+        raise ValueError(f"hub_trust: bounds must be (low, high), 0 < low <= high, got {bounds}.")
+    if not isinstance(grow, jax.Array) and not grow >= 1:
+        raise ValueError(f"hub_trust: grow must be at least 1, got {grow}.")

@@ -1,0 +1,129 @@
+"""A learned optimizer that diverges goes back to where all was well."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lohp_jax.optimizers.reinit import increase_steps, min_loss_reinit
+
+START = {"x": np.float32([4.0, -3.0])}
+GRADIENTS = {"x": np.float32([1.0, 1.0])}
+
+
+class Planned(NamedTuple):
+    step: jax.Array
+
+
+def planned(num_steps):
+    """Moves by 1 / num_steps a step; beyond `num_steps` steps its updates are NaN."""
+
+    def update(updates, state, params=None, *, value, **_):
+        del params, value
+        size = jnp.where(state.step < num_steps, 1.0 / num_steps, jnp.nan)
+        return jax.tree.map(lambda u: -size * u, updates), Planned(state.step + 1)
+
+    return optax.GradientTransformationExtraArgs(
+        lambda _: Planned(jnp.zeros((), jnp.int32)), update
+    )
+
+
+def run(optimizer, losses, params=START, gradients=GRADIENTS):
+    """Parameters after every step, and the last state."""
+    state, path = optimizer.init(params), [params["x"]]
+    update = jax.jit(optimizer.update)
+    for loss in losses:
+        updates, state = update(gradients, state, params, value=loss)
+        params = optax.apply_updates(params, updates)
+        path.append(params["x"])
+    return np.stack(path), state
+
+
+def test_increase_steps_goes_on_with_a_longer_horizon_from_the_last_finite_step():
+    path, state = run(increase_steps(planned, 2), [1.0] * 7)
+    # two steps of 1/2; NaN at the third call, back to before the last good update; then steps of 1/4
+    moves = np.float32([0, 0.5, 1.0, 0.5, 0.75, 1.0, 1.25, 1.0])
+    np.testing.assert_allclose(path, START["x"][None] - moves[:, None], rtol=1e-6)
+    assert state.restarts == 2 and state.returning
+
+
+def test_increase_steps_stays_at_the_last_horizon():
+    path, state = run(increase_steps(planned, 1, max_restarts=1), [1.0] * 9)
+    assert np.isfinite(path).all() and state.restarts > 1
+    # 1; NaN, back to the start; from there twice 1/2, NaN, back by one; and so on
+    moves = np.float32([0, 1, 0, 0.5, 1, 0.5, 1, 0.5, 1, 0.5])
+    np.testing.assert_allclose(path, START["x"][None] - moves[:, None], rtol=1e-6)
+
+
+def test_min_loss_reinit_goes_back_to_the_best_and_starts_anew():
+    losses = [3.0, 1.0, 2.0, np.nan, 1.5, 1.4]
+    path, state = run(min_loss_reinit(planned(100)), losses)
+    np.testing.assert_allclose(path[4], path[1], rtol=1e-6)  # where the loss was 1
+    np.testing.assert_allclose(path[5], path[1] - 0.01, rtol=1e-6)
+    assert state.restarts == 1 and state.kept_loss == 1.0 and state.learned.step == 2
+    np.testing.assert_allclose(state.kept[0]["x"], path[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient", "update"])
+def test_whatever_is_not_finite_counts_as_divergence(bad):
+    optimizer = min_loss_reinit(planned(1 if bad == "update" else 9))
+    state = optimizer.init(START)
+    updates, state = optimizer.update(GRADIENTS, state, START, value=1.0)
+    params = optax.apply_updates(START, updates)
+    gradients = {"x": np.float32([np.inf, 1.0])} if bad == "gradient" else GRADIENTS
+    value = np.inf if bad == "loss" else 2.0
+    updates, state = optimizer.update(gradients, state, params, value=value)
+    np.testing.assert_allclose(optax.apply_updates(params, updates)["x"], START["x"], rtol=1e-6)
+    assert state.restarts == 1
+
+
+def test_the_way_back_from_afar_ends_where_it_should():
+    """1e30 + (4 - 1e30) is 0 in float32: one step is not enough."""
+    learned = optax.stateless(lambda u, _: jax.tree.map(lambda x: jnp.full_like(x, 1e30), u))
+    path, state = run(min_loss_reinit(learned), [1.0, np.inf, 2.0])
+    np.testing.assert_array_equal(path[1], np.float32(1e30))
+    np.testing.assert_array_equal(path[3], START["x"])
+    assert state.restarts == 1
+
+
+def test_many_bad_losses_leave_the_parameters_where_they_were():
+    for optimizer in (increase_steps(planned, 5), min_loss_reinit(planned(5))):
+        path, _ = run(optimizer, [np.nan] * 4)
+        np.testing.assert_array_equal(path, np.broadcast_to(START["x"], path.shape))
+
+
+def test_a_restart_under_vmap_touches_only_its_own_run():
+    optimizer = min_loss_reinit(planned(100))
+
+    def two(losses):
+        state, params = optimizer.init(START), START
+        for loss in losses:
+            updates, state = optimizer.update(GRADIENTS, state, params, value=loss)
+            params = optax.apply_updates(params, updates)
+        return params["x"]
+
+    losses = np.float32([[1.0, 2.0], [1.0, np.nan]])
+    together = jax.vmap(two)(losses)
+    np.testing.assert_allclose(together[0], START["x"] - 0.02, rtol=1e-6)
+    np.testing.assert_allclose(together[1], START["x"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"factor": 1}, {"max_restarts": -1}])
+def test_bad_options_are_refused_at_once(options):
+    with pytest.raises(ValueError, match="expected factor >= 2 and max_restarts >= 0, got factor"):
+        increase_steps(planned, 10, **options)
+
+
+@pytest.mark.parametrize(
+    "optimizer, name",
+    [(increase_steps(planned, 3), "increase_steps"), (min_loss_reinit(planned(3)), "min_loss")],
+)
+def test_what_update_needs_is_named(optimizer, name):
+    state = optimizer.init(START)
+    with pytest.raises(ValueError, match=f"{name}.*: update needs value=loss, got None"):
+        optimizer.update(GRADIENTS, state, START)
+    with pytest.raises(ValueError, match=f"{name}.*: update needs the parameters, got None"):
+        optimizer.update(GRADIENTS, state, value=1.0)
