@@ -211,7 +211,7 @@ def _softmax_shares(
         name, bounds, inverted = group_of(path, group), clip_of(path), mode_of(path) == "invert"
 
         def share(x, name=name, bounds=bounds, inverted=inverted):
-            s = jnp.exp(x - top[name]) / total[name]
+            s = jnp.exp(x - top[name]) * (1.0 / total[name])
             s = s if bounds is None else jnp.clip(s, *bounds)
             return 1.0 - s if inverted else s
 

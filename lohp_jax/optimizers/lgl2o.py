@@ -72,10 +72,11 @@ def lgl2o(
 
     def init(params):
         check_inexact("lgl2o", params)
-        rival = jax.tree.map(jnp.asarray, params) if racing else ()
-        count = jnp.zeros((), jnp.int32)
+        # a copy, so that parameters and state can be donated
+        rival = jax.tree.map(jnp.array, params) if racing else ()
         states = hand_designed.init(params), learned.init(params)
-        return Lgl2oState(*states, rival, count, jnp.zeros((), bool), count)
+        step, wins = (jnp.zeros((), jnp.int32) for _ in range(2))
+        return Lgl2oState(*states, rival, step, jnp.zeros((), bool), wins)
 
     def update(updates, state, params=None, *, value_fn=None, grad_fn=None, **extra):
         _check_given(params=params, value_fn=value_fn, **({"grad_fn": grad_fn} if racing else {}))

@@ -106,7 +106,9 @@ def _returning(
     """Keeps the best or the last finite place, and goes back to it on divergence."""
 
     def init(params):
-        here = jax.tree.map(jnp.asarray, params)
+        here = jax.tree.map(
+            jnp.array, params
+        )  # a copy, so that state and parameters can be donated
         kept = here, () if best else init_learned(params)
         no = jnp.zeros((), bool)
         return ReinitState(init_learned(params), kept, jnp.float32(jnp.inf), jnp.int32(no), no)

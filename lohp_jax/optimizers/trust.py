@@ -67,6 +67,7 @@ class TrustState(NamedTuple):
       ratio: by group, rho.
       failures: int32, steps whose loss failed.
       used: `[G]` |U_L| / |U_H| of the last step.
+      size: `[G]` |U_H| + |U~_L| of the last step.
       before: `[G]` <g_t, D_t> of the last step.
       evidence: of `[G]`, the costs of D_t; below 0 for the learned update.
       overshoot: the same by the later gradient alone.
@@ -77,6 +78,7 @@ class TrustState(NamedTuple):
     ratio: Scalars
     failures: jax.Array
     used: jax.Array
+    size: jax.Array
     before: jax.Array
     evidence: Tally
     overshoot: Tally
@@ -105,12 +107,12 @@ def hub_trust(
 
     Our extension of HUB. Two questions are asked of every step once its gradient and loss are known:
 
-    Is the learned update better? By the next gradient the difference D_t = U~_L,t - U_H,t would have
-    cost e = <g_{t+1} + optimism g_t, D_t> / (|g_{t+1}| |D_t|), whichever of the two was taken. The
-    second term is there because g_{t+1} alone favours the smaller step: it sees twice what the curvature
-    takes away. With z the sum of e over about the last twenty steps in units of its own root mean
-    square, w = sigmoid(-3 (z + caution)): the hand-designed update without evidence, the learned one
-    where it is better by more than noise. z ignores the scale of loss and gradients.
+    Is the learned update better? By the next gradient the difference D_t = U~_L,t - U_H,t costs
+    e = <g_{t+1} + optimism g_t, D_t> / (|g_{t+1}| (|U~_L,t| + |U_H,t|)), whichever of the two was taken.
+    The second term is there because g_{t+1} alone favours the smaller step: it sees twice what the
+    curvature takes away. With z the sum of e over about the last twenty steps in units of its own root
+    mean square, w = sigmoid(-3 (z + caution)): the hand-designed update without evidence, the learned
+    one where it is better by more than noise. z ignores the scale of loss and gradients.
 
     How far may it go? rho grows where it binds, <g_{t+1}, D_t> says that further is better, and the
     loss falls. It is set a tenth below |U_L| / |U_H| where that says the opposite, and shrinks where
@@ -177,23 +179,24 @@ def trust_mixer(
         loss = LossTrend(zero, Tally(zero, zero), none, no, no)
         tally = Tally(zeros, zeros)
         ratios = dict.fromkeys(names, start)
-        return TrustState(ratios, none, zeros, zeros, tally, tally, difference, loss)
+        return TrustState(ratios, none, zeros, zeros, zeros, tally, tally, difference, loss)
 
     def mix(proposal, state):
         gradients, ours, theirs, value = proposal
         loss = _follow_loss(state.loss, value)
         last = {path: state.difference[name_of(path)] for path in ours}
         cost = _stack(inner(gradients, last, group))
-        size = _norm(gradients, group) * _norm(last, group)
+        size = _norm(gradients, group) * state.size
         evidence = _add(state.evidence, _quotient(cost + optimism * state.before, size))
         evidence = jax.tree.map(lambda x: jnp.where(loss.failed, 0.0, x), evidence)
         overshoot = _add(state.overshoot, _quotient(cost, size))
-        trust = jax.nn.sigmoid(-_SHARPNESS * (_score(evidence) + caution))
-        further = -_score(overshoot)
+        trust, further = (
+            jax.nn.sigmoid(-_SHARPNESS * (_score(evidence) + caution)),
+            -_score(overshoot),
+        )
         if not fall_back:
             trust, further = jnp.ones_like(trust), jnp.full_like(further, jnp.inf)
 
-        names = list(state.ratio)
         rho = _stack(state.ratio)
         success = loss.falling & (further > _SIGNIFICANT) & (state.used > rho)
         rho = jnp.where(success, rho * grow, rho)
@@ -202,21 +205,24 @@ def trust_mixer(
 
         hand, learned = _norm(ours, group), _norm(theirs, group)
         scale = jnp.minimum(1.0, rho * _quotient(hand, learned))
-        before = scale * _stack(inner(gradients, theirs, group)) - _stack(
-            inner(gradients, ours, group)
-        )
-        shares = dict(zip(names, 1.0 - trust, strict=True))
-        scales = dict(zip(names, scale, strict=True))
-        updates, difference = {}, {}
+        updates, move = {}, {}
+        factors = dict(zip(state.ratio, zip(scale, trust, strict=True), strict=True))
         for path, u in ours.items():
-            name = group_of(path, group)
-            move = scales.get(name, 1.0) * wide(theirs[path]) - wide(u)
-            difference[name_of(path)] = move
-            updates[path] = (wide(u) + (1.0 - shares.get(name, 1.0)) * move).astype(u.dtype)
-        ratio = dict(zip(names, rho, strict=True))
-        used = _quotient(learned, hand)
-        failures = state.failures + loss.failed
-        state = TrustState(ratio, failures, used, before, evidence, overshoot, difference, loss)
+            reduced, share = factors.get(group_of(path, group), (1.0, 1.0))  # if without entries
+            move[path] = reduced * wide(theirs[path]) - wide(u)
+            updates[path] = (wide(u) + share * move[path]).astype(u.dtype)
+        state = TrustState(
+            ratio=dict(zip(state.ratio, rho, strict=True)),
+            failures=state.failures + loss.failed,
+            used=_quotient(learned, hand),
+            size=hand + scale * learned,
+            before=_stack(inner(gradients, move, group)),
+            evidence=evidence,
+            overshoot=overshoot,
+            difference={name_of(path): leaf for path, leaf in move.items()},
+            loss=loss,
+        )
+        shares = dict(zip(state.ratio, 1.0 - trust, strict=True))
         return Mixed(updates, shares, shares, state)
 
     return Mixer(init, mix)

@@ -1,0 +1,398 @@
+"""What every mode of `hub` must keep, whatever its rule: optax's contract, and a guard that counts."""
+
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lohp_jax.optimizers.hub import hub, hub_diagnostics
+
+MODES = ("vanilla", "invert", "trust", "spike", "online")
+modes = pytest.mark.parametrize("mode", MODES)
+eager_and_jit = pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+PARAMS = {"body": {"w": np.ones((4, 2), np.float32)}, "head": {"b": np.full(8, 0.5, np.float32)}}
+ADAM, FASTER = optax.adam(0.01), optax.adam(0.03, b1=0.5)
+
+
+def normal(seed=0, scale=1.0, like=PARAMS):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda p: jnp.asarray(rng.normal(0, scale, p.shape), p.dtype), like)
+
+
+def run(optimizer, num_steps=6, params=PARAMS, transform=lambda f: f, gradients=normal, **extra):
+    """Parameters after a few steps, and the last state."""
+    state, update = optimizer.init(params), transform(optimizer.update)
+    for step in range(num_steps):
+        value = jnp.float32(1.0 / (1.0 + step))
+        updates, state = update(gradients(step, like=params), state, params, value=value, **extra)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+@functools.cache
+def reference(mode):
+    return run(hub(ADAM, FASTER, mode=mode))[0]
+
+
+@modes
+def test_jit_equals_eager(mode):
+    params, _ = run(hub(ADAM, FASTER, mode=mode), transform=jax.jit)
+    chex.assert_trees_all_close(params, reference(mode), rtol=1e-5)
+
+
+@modes
+def test_one_entry_is_between_both_updates(mode):
+    """Every mode interpolates, per entry, between the hand-designed and (part of) the learned update."""
+    optimizer = hub(ADAM, FASTER, mode=mode)
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for step in range(6):
+        gradients = normal(step)
+        hand, _ = ADAM.update(gradients, state.hand_designed, params)
+        learned, _ = FASTER.update(gradients, state.learned, params)
+        updates, state = optimizer.update(gradients, state, params, value=1.0)
+        for u, h, l in zip(*map(jax.tree.leaves, (updates, hand, learned)), strict=True):
+            candidates = [h, l, np.zeros_like(h)] if mode == "trust" else [h, l]
+            assert np.all(u >= np.min(candidates, axis=0) - 1e-6)
+            assert np.all(u <= np.max(candidates, axis=0) + 1e-6)
+
+
+@modes
+@eager_and_jit
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_does_not_overflow(mode, dtype, transform):
+    params = jax.tree.map(lambda p: jnp.asarray(p, dtype), PARAMS)
+    large = functools.partial(normal, scale=1e4)
+    optimizer = hub(optax.sgd(1e-6), optax.sgd(1e-5), mode=mode)
+    after, _ = run(optimizer, 3, params, transform, gradients=large)
+    for leaf in jax.tree.leaves(after):
+        assert leaf.dtype == dtype and np.isfinite(np.float32(leaf)).all()
+
+
+@modes
+def test_the_rule_survives_large_gradients(mode):
+    """Of size 1e4 in float32, it gives what it gives in float64."""
+    large = functools.partial(normal, scale=1e4)
+    params, _ = run(hub(ADAM, FASTER, mode=mode), gradients=large)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(np.float64, PARAMS)
+        expected, _ = run(hub(ADAM, FASTER, mode=mode), params=wide, gradients=large)
+    chex.assert_trees_all_close(params, expected, rtol=1e-3)
+
+
+@modes
+def test_it_stands_in_a_chain_and_behind_a_mask(mode):
+    inner = hub(ADAM, FASTER, mode=mode)
+    chained, state = run(optax.chain(optax.clip_by_global_norm(1e9), inner))
+    chex.assert_trees_all_close(chained, reference(mode), rtol=1e-6)
+    assert hub_diagnostics(state)["mean_weight"].keys() == {"body/w", "head/b"}
+    params = PARAMS | {"frozen": {"steps": np.int32([3])}}
+    mask = {"body": {"w": True}, "head": {"b": True}, "frozen": {"steps": False}}
+    masked = optax.masked(inner, mask)
+    gradients = {**normal(0), "frozen": {"steps": np.int32([1])}}
+    updates, _ = masked.update(gradients, masked.init(params), params, value=1.0)
+    expected, _ = inner.update(normal(0), inner.init(PARAMS), PARAMS, value=1.0)
+    chex.assert_trees_all_close({k: updates[k] for k in expected}, expected, rtol=1e-6)
+    assert updates["frozen"]["steps"] == 1
+
+
+@modes
+def test_it_stands_behind_multi_steps(mode):
+    """Two micro-steps with the mean gradient equal one step with it."""
+    mean = normal(0)
+    halves = [jax.tree.map(lambda g, f=f: f * g, mean) for f in (0.5, 1.5)]
+    accumulated = optax.MultiSteps(hub(ADAM, FASTER, mode=mode), 2)
+    state = accumulated.init(PARAMS)
+    for gradients in halves:
+        updates, state = accumulated.update(gradients, state, PARAMS, value=1.0)
+    inner = hub(ADAM, FASTER, mode=mode)
+    expected, _ = inner.update(mean, inner.init(PARAMS), PARAMS, value=1.0)
+    chex.assert_trees_all_close(updates, expected, rtol=1e-5)
+
+
+@modes
+def test_its_learning_rate_can_be_injected(mode):
+    @optax.inject_hyperparams
+    def with_rate(learning_rate):
+        return hub(optax.adam(learning_rate), FASTER, mode=mode)
+
+    params, _ = run(with_rate(0.01), transform=jax.jit)
+    chex.assert_trees_all_close(params, reference(mode), rtol=1e-5)
+
+
+@modes
+def test_vmap_over_seeds_equals_a_loop(mode):
+    optimizer = hub(ADAM, FASTER, mode=mode)
+
+    def train(seed):
+        def step(carry, index):
+            params, state = carry
+            key = jax.random.fold_in(jax.random.key(seed), index)
+            gradients = jax.tree.map(lambda p: jax.random.normal(key, p.shape), params)
+            updates, state = optimizer.update(gradients, state, params, value=1.0 / (1.0 + index))
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, _), _ = jax.lax.scan(step, (PARAMS, optimizer.init(PARAMS)), jnp.arange(5))
+        return params
+
+    together = jax.jit(jax.vmap(train))(jnp.arange(3))
+    for seed in range(3):
+        alone = jax.tree.map(lambda leaf, i=seed: leaf[i], together)
+        chex.assert_trees_all_close(alone, jax.jit(train)(seed), rtol=1e-5, atol=1e-7)
+
+
+@modes
+def test_one_gradient_a_step_and_none_of_its_own(mode):
+    calls = []
+
+    def gradients(seed, like):
+        calls.append(seed)
+        return normal(seed, like=like)
+
+    def forbidden(*_):
+        raise AssertionError("no gradient and no loss beyond the usual ones")
+
+    run(hub(ADAM, FASTER, mode=mode), 5, gradients=gradients, grad_fn=forbidden, value_fn=forbidden)
+    assert len(calls) == 5
+
+
+@modes
+def test_state_and_parameters_can_be_donated_and_keep_their_types(mode):
+    optimizer = hub(ADAM, FASTER, mode=mode)
+    params = jax.tree.map(jnp.array, PARAMS)
+    state = optimizer.init(params)
+    step = jax.jit(optimizer.update, donate_argnums=1)
+    structure = jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    for seed in range(2):
+        updates, state = step(normal(seed), state, params, value=1.0)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == structure
+    chex.assert_tree_all_finite(updates)
+
+
+@modes
+def test_empty_scalar_and_missing_leaves_pass(mode):
+    params = {"e": np.zeros((0, 3), np.float32), "s": np.float32(2.0), "n": None}
+    optimizer = hub(ADAM, FASTER, mode=mode)
+    state = optimizer.init(params)
+    for _ in range(2):
+        updates, state = optimizer.update(params, state, params, value=1.0)
+    assert updates["e"].shape == (0, 3) and updates["n"] is None
+    assert np.isfinite(updates["s"]) and updates["s"] < 0
+    assert list(hub_diagnostics(state)["mean_weight"]) == ["s"]
+
+
+@modes
+def test_integer_leaves_are_refused_by_init(mode):
+    with pytest.raises(
+        ValueError, match=r"hub: expected floating-point .* int32 at a; leave it out"
+    ):
+        hub(ADAM, FASTER, mode=mode).init({"a": np.int32([1])})
+
+
+# --- what goes wrong at run time
+
+
+@modes
+@eager_and_jit
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("when", [{2}, {0, 1, 2, 3}], ids=["once", "again and again"])
+def test_a_gradient_that_is_not_finite_moves_nothing_and_leaves_no_trace(
+    mode, bad, when, transform
+):
+    optimizer = hub(ADAM, FASTER, mode=mode, guard="finite")
+    params, state = PARAMS, optimizer.init(PARAMS)
+    update = transform(optimizer.update)
+    for step in range(6):
+        gradients = normal(step)
+        if step in when:
+            gradients["body"]["w"] = gradients["body"]["w"].at[0, 0].set(bad)
+        updates, state = update(gradients, state, params, value=1.0)
+        assert np.any(updates["head"]["b"] != 0)
+        assert np.any(updates["body"]["w"] != 0) == (step not in when)
+        params = optax.apply_updates(params, updates)
+    chex.assert_tree_all_finite((params, state))
+    assert hub_diagnostics(state)["guard_events"] == len(when)
+
+
+def failing(rate, when):
+    """Adam whose updates of `body/w` are NaN at the steps in `when`, as is its state from then on."""
+    adam = optax.adam(rate)
+
+    def update(updates, state, params=None):
+        step = optax.tree.get(state, "count")
+        updates, state = adam.update(updates, state, params)
+        bad = jnp.isin(step, jnp.asarray(when))
+
+        def spoil(tree):
+            w = tree["body"]["w"]
+            return tree | {"body": {"w": jnp.where(bad, jnp.nan, w)}}
+
+        mu = spoil(optax.tree.get(state, "mu"))
+        return spoil(updates), optax.tree.set(state, mu=mu)
+
+    return optax.GradientTransformation(adam.init, update)
+
+
+@modes
+@eager_and_jit
+@pytest.mark.parametrize("arm", ["learned", "hand-designed"])
+def test_an_optimizer_that_fails_starts_anew(mode, arm, transform):
+    """A failed learned update is replaced, a failed hand-designed one moves nothing."""
+    broken = failing(0.03, [2])
+    arms = (ADAM, broken) if arm == "learned" else (broken, FASTER)
+    optimizer = hub(*arms, mode=mode, guard="finite")
+    params, state = PARAMS, optimizer.init(PARAMS)
+    update = transform(optimizer.update)
+    for step in range(5):
+        hand, _ = ADAM.update(normal(step), state.hand_designed, params)
+        updates, state = update(normal(step), state, params, value=1.0)
+        if step == 2:
+            expected = hand["body"]["w"] if arm == "learned" else np.zeros((4, 2))
+            np.testing.assert_allclose(updates["body"]["w"], expected, rtol=1e-5)
+        params = optax.apply_updates(params, updates)
+    chex.assert_tree_all_finite((params, state))
+    assert hub_diagnostics(state)["guard_events"] == 1
+
+
+@modes
+@eager_and_jit
+@pytest.mark.parametrize("losses", [[1.0, np.nan, 0.9, 0.8], [np.nan, np.inf, np.nan, np.inf]])
+def test_a_loss_that_is_not_finite_never_reaches_the_parameters(mode, losses, transform):
+    """The learned optimizer is one whose update is the loss itself."""
+
+    def update(updates, state, params=None, *, value, **_):
+        return jax.tree.map(lambda u: -0.01 * value * u, updates), state
+
+    learned = optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    optimizer = hub(ADAM, learned, mode=mode, guard="finite")
+    params, state = PARAMS, optimizer.init(PARAMS)
+    step_fn = transform(optimizer.update)
+    for step, loss in enumerate(losses):
+        updates, state = step_fn(normal(step), state, params, value=loss)
+        params = optax.apply_updates(params, updates)
+    chex.assert_tree_all_finite((params, state))
+    bad = sum(not np.isfinite(loss) for loss in losses)
+    assert hub_diagnostics(state)["guard_events"] == 2 * bad  # two tensors
+
+
+@modes
+def test_parameters_that_change_between_steps_are_refused(mode):
+    optimizer = hub(ADAM, FASTER, mode=mode)
+    state, gradients = optimizer.init(PARAMS), normal()
+    more = gradients | {"new": np.ones(2, np.float32)}
+    with pytest.raises(ValueError, match=r"hub: the parameters have changed .*new: \['new'\]"):
+        optimizer.update(more, state, more, value=1.0)
+    less = {"body": gradients["body"]}
+    with pytest.raises(ValueError, match=r"hub: the parameters have changed .*gone: \['head/b'\]"):
+        optimizer.update(less, state, less, value=1.0)
+    with pytest.raises(
+        ValueError, match=r"hub: the gradient at head/b has shape None, its parameter"
+    ):
+        optimizer.update(less, state, PARAMS, value=1.0)
+    wrong = gradients | {"head": {"b": np.ones(3, np.float32)}}
+    with pytest.raises(ValueError, match=r"the gradient at head/b has shape \(3,\), .*\(8,\)"):
+        optimizer.update(wrong, state, PARAMS, value=1.0)
+
+
+@pytest.mark.parametrize("mode", ["trust", "spike", "online"])
+def test_bounds_of_the_softmax_are_refused_elsewhere(mode):
+    message = rf"hub: clip bounds the softmax of .*, got \(0.1, 0.9\) with mode '{mode}'"
+    with pytest.raises(ValueError, match=message):
+        hub(ADAM, FASTER, mode=mode, clip=(0.1, 0.9))
+    by_path = hub(ADAM, FASTER, mode=lambda path: mode, clip=(0.1, 0.9))
+    with pytest.raises(ValueError, match=message):
+        by_path.init(PARAMS)
+
+
+def test_trust_needs_the_loss():
+    optimizer = hub(ADAM, FASTER, mode="trust")
+    with pytest.raises(
+        ValueError, match=r"trust.*update needs the loss, got none; pass .*value=loss"
+    ):
+        optimizer.update(normal(), optimizer.init(PARAMS), PARAMS)
+
+
+# --- modes by path
+
+
+def test_every_tensor_can_have_its_own_mode():
+    """And is then moved as if all tensors had it."""
+    params = {mode: np.full(3, i + 1.0, np.float32) for i, mode in enumerate(MODES)}
+    mixed, state = run(hub(ADAM, FASTER, mode=lambda path: path[0]), params=params)
+    for mode in MODES:
+        expected, _ = run(hub(ADAM, FASTER, mode=mode), params=params)
+        np.testing.assert_allclose(mixed[mode], expected[mode], rtol=1e-6)
+    read = hub_diagnostics(state)
+    assert list(read["ratio"]) == ["trust"] and list(read["alpha"]) == ["online"]
+    assert read["mean_weight"].keys() == set(MODES)
+
+
+def test_modes_that_share_the_name_of_a_group_are_told_apart():
+    mode = lambda path: "spike" if path[0] == "head" else "online"  # noqa: E731
+    params, state = run(hub(ADAM, FASTER, mode=mode, group="global"))
+    assert hub_diagnostics(state)["mean_weight"].keys() == {"all", "all (spike)"}
+    chex.assert_tree_all_finite(params)
+
+
+# --- sharded parameters
+
+
+def sharded_run(mode, sharding=None):
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    if sharding is not None:
+        params = jax.device_put(params, sharding)
+    optimizer = hub(ADAM, FASTER, mode=mode)
+    state = jax.jit(optimizer.init)(params)
+    update = jax.jit(optimizer.update)
+    for step in range(4):
+        gradients = jax.tree.map(lambda g, p: jax.device_put(g, p.sharding), normal(step), params)
+        updates, state = jax.block_until_ready(update(gradients, state, params, value=1.0))
+        params = jax.block_until_ready(optax.apply_updates(params, updates))
+    return jax.tree.map(np.asarray, params), state
+
+
+def main():
+    """On eight devices, over which the columns of no tensor fit: rows of `w` by 4, `b` by 8."""
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    spec = jax.sharding.PartitionSpec
+    sharding = {
+        "body": {"w": jax.sharding.NamedSharding(mesh, spec("x", "y"))},
+        "head": {"b": jax.sharding.NamedSharding(mesh, spec(("x", "y")))},
+    }
+    out = {}
+    for mode in MODES:
+        params, _ = sharded_run(mode, sharding)
+        out[mode] = [np.ravel(leaf).tolist() for leaf in jax.tree.leaves(params)]
+    print(json.dumps({"devices": jax.device_count(), "params": out}))
+
+
+@pytest.mark.slow
+def test_eight_devices_equal_one():
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "NPROC": "16",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parents[2]), *sys.path]),
+    }
+    done = subprocess.run(
+        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    written = json.loads(done.stdout.splitlines()[-1])
+    assert written["devices"] == 8
+    for mode in MODES:
+        expected, _ = sharded_run(mode)
+        for actual, leaf in zip(written["params"][mode], jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(actual, np.ravel(leaf), rtol=1e-5, atol=1e-7)
+
+
+if __name__ == "__main__":
+    main()
