@@ -27,7 +27,7 @@ _MEMORY = 0.95  # of running sums: about twenty steps
 _LOSS_MEMORY = 0.9
 _SHARPNESS = 3.0  # of the switch from one update to the other
 _SIGNIFICANT = 1.0  # the score from which on it counts
-_RETREAT = 0.9
+_RETREAT, _RETURN = 0.9, 1.02
 _RISING, _JUMP, _WARM_UP = (
     2.5,
     5.0,
@@ -115,10 +115,11 @@ def hub_trust(
     one where it is better by more than noise. z ignores the scale of loss and gradients.
 
     How far may it go? rho grows where it binds, <g_{t+1}, D_t> says that further is better, and the
-    loss falls. It is set a tenth below |U_L| / |U_H| where that says the opposite, and shrinks where
-    the loss fails: is not finite, rises by more than five times its usual change, or rises steadily
-    (its trend against a running mean is beyond 2.5 of its own root mean squares). A rise within the
-    noise of mini-batches is no failure. After a failure trust is to be earned anew.
+    loss falls. It is set a tenth below |U_L| / |U_H| where that says the opposite, and returns to its
+    start while w < 1/2, so that an update of another size is judged as well. It shrinks where the loss
+    fails: is not finite, rises by more than five times its usual change, or rises steadily (its trend
+    against a running mean is beyond 2.5 of its own root mean squares). A rise within the noise of
+    mini-batches is no failure. After a failure trust is to be earned anew.
 
     What this guarantees: no step is longer than rho |U_H| in a tensor, rho <= bounds[1]; what is not
     finite never reaches the parameters; nothing depends on the scale of the loss. What it does not: the
@@ -201,6 +202,8 @@ def trust_mixer(
         success = loss.falling & (further > _SIGNIFICANT) & (state.used > rho)
         rho = jnp.where(success, rho * grow, rho)
         rho = jnp.where(further < -_SIGNIFICANT, jnp.minimum(rho, state.used) * _RETREAT, rho)
+        idle = jnp.clip(ratio, _stack(state.ratio) / _RETURN, _stack(state.ratio) * _RETURN)
+        rho = jnp.where(trust < 0.5, idle, rho)
         rho = jnp.clip(jnp.where(loss.failed, rho * shrink, rho), *bounds)
 
         hand, learned = _norm(ours, group), _norm(theirs, group)
@@ -238,14 +241,16 @@ def _follow_loss(old: LossTrend, value: jax.Array | None) -> LossTrend:
     value = jnp.float32(value)
     finite = jnp.isfinite(value)
     change = jnp.where(finite & (old.step > 0), value - old.mean, 0.0)
-    usual = jnp.sqrt(old.trend.square * (1.0 - _MEMORY) / (1.0 - _MEMORY**old.step + 1e-9))
+    weight = (1.0 - _MEMORY**old.step) / (1.0 - _MEMORY)
+    most = _JUMP * jnp.sqrt(_quotient(old.trend.square, weight))
+    jumped = (old.step > _WARM_UP) & (change > most)
+    change = jnp.where(jumped, most, change)  # an outlier must not hide what comes after it
     trend = _add(old.trend, change)
-    jumped = (old.step > _WARM_UP) & (change > _JUMP * usual)
     failed = ~finite | jumped | (_score(trend) > _RISING)
-    falling = _score(trend) < -_SIGNIFICANT
+    falling = ~failed & (_score(trend) < -_SIGNIFICANT)
     trend = Tally(jnp.where(failed, 0.0, trend.total), trend.square)
-    weight = jnp.where(old.step > 0, 1.0 - _LOSS_MEMORY, 1.0)
-    mean = jnp.where(finite, old.mean + weight * (value - old.mean), old.mean)
+    moved = jnp.where(old.step > 0, old.mean + (1.0 - _LOSS_MEMORY) * change, value)
+    mean = jnp.where(finite, moved, old.mean)
     return LossTrend(mean, trend, old.step + finite, failed, falling)
 
 

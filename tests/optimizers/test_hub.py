@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lohp_jax.optimizers.hub import HubState, block_wise, hand_shares, hub, hub_diagnostics
 
@@ -119,6 +121,53 @@ def test_the_slope_of_a_share_is_s_times_one_minus_s():
     slopes = np.diagonal(jax.jacobian(hand_shares)(g))
     s = softmax(np.asarray(g))
     np.testing.assert_allclose(slopes, s * (1 - s), rtol=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=9),
+    st.sampled_from([0.0, 0.3, 0.5]),
+)
+def test_shares_of_any_gradient(values, low):
+    g = np.float32(values)
+    share = np.asarray(jax.jit(hand_shares)(g))
+    np.testing.assert_allclose(share.sum(), 1.0, rtol=1e-5)  # so the mean is 1 / K
+    np.testing.assert_allclose(share, softmax(g), rtol=1e-4, atol=1e-7)
+    inverted = hand_shares(g, mode_of=lambda path: "invert")
+    np.testing.assert_allclose(share + inverted, 1.0, rtol=1e-6)
+    clipped = hand_shares(g, clip_of=lambda path: (low, 0.6))
+    np.testing.assert_allclose(clipped, np.clip(share, low, 0.6), rtol=1e-6)
+
+
+def test_the_test_function_of_the_paper_gives_the_gate_nothing_to_choose_from():
+    """Eq. 6 depends on the sum of |x_i| alone, so that all |g_i| are equal; its separable form differs."""
+
+    def f(s, slope=0.05):
+        return slope * s**2 + s * jnp.sin(1.0 / s) + s
+
+    x = normal(3, like=np.zeros(50, np.float32))
+    of_norm = jax.grad(lambda x: f(jnp.sum(jnp.abs(x))))(x)
+    np.testing.assert_allclose(hand_shares(of_norm), 1 / 50, rtol=1e-5)
+    separable = jax.grad(lambda x: jnp.sum(f(jnp.abs(x))))(x)
+    assert np.max(hand_shares(separable)) > 3 / 50
+
+
+def test_a_vanishing_gradient_ends_in_a_vanishing_update_because_of_epsilon():
+    """Appendix B.2: with eps = 0 Adam's step stays of the order of its learning rate."""
+    decay, num_steps = 0.999, 20_000  # to 2e-9
+
+    def last(eps):
+        optimizer = hub(optax.adam(0.1, eps=eps, eps_root=0.0), constant(0.0))
+        params = np.float32([0.0])
+
+        def step(carry, index):
+            gradient = jnp.full(1, 1.0, jnp.float32) * decay**index
+            updates, state = optimizer.update(gradient, carry, params)
+            return state, updates[0]
+
+        return np.abs(jax.lax.scan(step, optimizer.init(params), jnp.arange(num_steps))[1][-1])
+
+    assert last(1e-8) < 0.02 and last(0.0) > 0.05
 
 
 @pytest.mark.parametrize("group, names", [("module", ["body", "head"]), ("global", ["all"])])

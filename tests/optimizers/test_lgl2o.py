@@ -156,3 +156,57 @@ def test_what_update_needs_is_named(missing, message):
     update(**given)
     with pytest.raises(ValueError, match=f"lgl2o: {message}.*got none"):
         update(**given | {missing: None})
+
+
+@modes
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_for_the_learned_optimizer_alone_costs_it_a_comparison(
+    mode, bad
+):
+    """Its own gradient in a race, its own memory between candidates."""
+    learned = optax.chain(
+        optax.scale_by_schedule(lambda step: jnp.where(step == 1, bad, 1.0)), optax.sgd(0.2)
+    )
+    path, state, _ = train(lgl2o(optax.sgd(0.05), learned, mode=mode), 4)
+    slow, fast = 1 - 0.05 * CURVATURE, 1 - 0.2 * CURVATURE
+    expected = START["x"] * fast * slow * fast * fast
+    np.testing.assert_allclose(path[-1], expected, rtol=1e-5)
+    assert state.learned_wins == 3
+
+
+def test_parameters_of_integers_are_refused():
+    with pytest.raises(ValueError, match=r"lgl2o: expected floating-point .* int32 at steps"):
+        lgl2o(optax.sgd(0.1), optax.sgd(0.1)).init({"steps": np.int32([1])})
+
+
+@modes
+def test_parameters_and_state_can_be_donated(mode):
+    optimizer = lgl2o(optax.sgd(0.05), optax.sgd(0.2), mode=mode)
+    grad_fn = lambda params, _: jax.grad(loss_fn)(params)  # noqa: E731
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state):
+        updates, state = optimizer.update(
+            grad_fn(params, 0), state, params, value_fn=loss_fn, grad_fn=grad_fn
+        )
+        return optax.apply_updates(params, updates), state
+
+    params = jax.tree.map(jnp.array, START)
+    carry = params, optimizer.init(params)
+    for _ in range(2):
+        carry = step(*carry)
+    np.testing.assert_allclose(carry[0]["x"], (1 - 0.2 * CURVATURE) ** 2 * START["x"], rtol=1e-5)
+
+
+@modes
+def test_it_stands_in_a_chain_and_with_injected_numbers(mode):
+    @optax.inject_hyperparams
+    def with_rate(learning_rate):
+        return optax.chain(
+            optax.clip_by_global_norm(100.0),
+            lgl2o(optax.sgd(learning_rate), optax.sgd(0.01), mode=mode),
+        )
+
+    path, _, _ = train(with_rate(0.2), 3)
+    expected, _, _ = train(optax.sgd(0.2), 3)
+    np.testing.assert_allclose(path, expected, rtol=1e-5)

@@ -6,6 +6,9 @@ import optax
 import pytest
 
 from lohp_jax.optimizers import sam
+from lohp_jax.optimizers.hub import hub, hub_diagnostics
+from lohp_jax.optimizers.theta import expected_shapes
+from lohp_jax.optimizers.velo import velo
 
 PARAMS = {"w": np.float32([1.0, -2.0, 0.3]), "b": np.float32(0.5)}
 
@@ -112,3 +115,60 @@ def test_update_needs_a_gradient_function():
     optimizer = sam(optax.sgd(0.1))
     with pytest.raises(ValueError, match=r"sam: update needs grad_fn=\(params, i\) -> gradient"):
         optimizer.update(grad_fn(PARAMS, 0), optimizer.init(PARAMS), PARAMS)
+
+
+# --- around and inside a learned optimizer
+
+
+def theta_of_random_numbers():
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda shape: np.float32(rng.normal(0, 0.3, shape)),
+        expected_shapes("velo", hidden=4, bank=2),
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+
+
+def test_a_learned_inner_optimizer_gets_the_loss_and_the_climbed_gradient():
+    seen = []
+
+    def spy(updates, state, params=None, *, value, grad_fn, **extra):
+        seen.append((updates, params, value, sorted(extra)))
+        return jax.tree.map(lambda u: -0.1 * u, updates), state
+
+    inner = optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), spy)
+    optimizer = sam(inner, rho=0.5)
+    gradient = grad_fn(PARAMS, 0)
+    state = optimizer.init(PARAMS)
+    updates, _ = optimizer.update(
+        gradient, state, PARAMS, grad_fn=grad_fn, value=2.5, value_fn=loss_fn
+    )
+    ((descent, params, value, extra),) = seen
+    norm = optax.tree.norm(gradient)
+    climbed = jax.tree.map(lambda p, g: p + 0.5 * g / norm, PARAMS, gradient)
+    chex.assert_trees_all_close(descent, grad_fn(climbed, 0), rtol=1e-5)
+    chex.assert_trees_all_equal(params, PARAMS)
+    assert value == 2.5 and extra == ["value_fn"]
+    chex.assert_trees_all_close(updates, jax.tree.map(lambda g: -0.1 * g, descent), rtol=1e-6)
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("order", ["sam of hub", "hub of sam"])
+def test_it_combines_with_hub_and_velo(order, transform):
+    learned = velo(theta_of_random_numbers(), num_steps=10)
+    if order == "sam of hub":
+        optimizer = sam(hub(optax.sgd(0.05), learned, mode="trust"))
+    else:
+        optimizer = hub(sam(optax.sgd(0.05)), learned, mode="trust")
+
+    @transform
+    def step(params, state):
+        value, gradient = jax.value_and_grad(loss_fn)(params)
+        updates, state = optimizer.update(gradient, state, params, value=value, grad_fn=grad_fn)
+        return optax.apply_updates(params, updates), state
+
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for _ in range(3):
+        params, state = step(params, state)
+    assert loss_fn(params) < loss_fn(PARAMS)
+    assert hub_diagnostics(state)["guard_events"] == 0

@@ -1,0 +1,105 @@
+"""The loop of the issue: a clipped HUB of AdamW and a learned optimizer trains models of Haiku and flax.
+
+The learned optimizer is VeLO from a file of random numbers, as small as `load_theta` takes it. Its
+updates have no meaning; so that the loss must fall, the output that scales them (`step_size`) is set
+to a small constant, which makes HUB's blend AdamW plus a disturbance two orders smaller.
+"""
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen, nnx
+
+from lohp_jax import hub, load_theta, save_theta, velo
+from lohp_jax.optimizers.hub import hub_diagnostics
+from lohp_jax.optimizers.theta import expected_shapes
+
+X = np.float32(np.random.default_rng(0).normal(size=(64, 3)))
+Y = np.sin(X @ np.float32([[1.0], [-2.0], [0.5]]))
+
+
+@pytest.fixture
+def path(tmp_path):
+    rng = np.random.default_rng(1)
+    theta = jax.tree.map(
+        lambda shape: np.float32(rng.normal(0, 0.3, shape)),
+        expected_shapes("velo", hidden=8, bank=4),
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+    theta["rnn_params"]["step_size"]["w"][:] = 0.0
+    theta["rnn_params"]["step_size"]["b"][:] = 0.01
+    save_theta(tmp_path / "velo.msgpack", theta)
+    return tmp_path / "velo.msgpack"
+
+
+def make_optimizer(path, mode="invert", learning_rate=1e-2):
+    learned = velo(load_theta(path), num_steps=10_000)
+    return optax.chain(
+        optax.clip_by_global_norm(1.0), hub(optax.adamw(learning_rate), learned, mode=mode)
+    )
+
+
+def train(loss_fn, params, optimizer, num_steps=60):
+    """Losses at every step, and the last state."""
+
+    @jax.jit
+    def step(params, state):
+        value, gradients = jax.value_and_grad(loss_fn)(params)
+        updates, state = optimizer.update(gradients, state, params, value=value)
+        return optax.apply_updates(params, updates), state, value
+
+    state, losses = optimizer.init(params), []
+    for _ in range(num_steps):
+        params, state, value = step(params, state)
+        losses.append(float(value))
+    return losses, state
+
+
+def haiku_model():
+    network = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([16, 1])(x)))
+    return network.init(jax.random.key(0), X), network.apply
+
+
+def linen_model():
+    class Model(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            return linen.Dense(1)(linen.relu(linen.Dense(16)(x)))
+
+    return Model().init(jax.random.key(0), X), Model().apply
+
+
+def nnx_model():
+    model = nnx.Sequential(
+        nnx.Linear(3, 16, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(16, 1, rngs=nnx.Rngs(1))
+    )
+    graph, params = nnx.split(model, nnx.Param)
+    return params, lambda params, x: nnx.merge(graph, params)(x)
+
+
+@pytest.mark.parametrize("model", [haiku_model, linen_model, nnx_model])
+def test_the_loss_of_a_users_model_falls(model, path):
+    params, apply = model()
+
+    def loss_fn(params):
+        return jnp.mean((apply(params, X) - Y) ** 2)
+
+    losses, state = train(loss_fn, params, make_optimizer(path))
+    assert np.isfinite(losses).all() and losses[-1] < 0.7 * losses[0]
+    weights = list(hub_diagnostics(state)["mean_weight"].values())
+    expected = [1 - 1 / p.size for p in jax.tree.leaves(params)]  # in every tensor
+    np.testing.assert_allclose(sorted(weights), sorted(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_steps_beyond_those_planned_stay_finite(path):
+    params, apply = haiku_model()
+    optimizer = hub(optax.adamw(1e-2), velo(load_theta(path), num_steps=10), mode="invert")
+
+    def loss_fn(params):
+        return jnp.mean((apply(params, X) - Y) ** 2)
+
+    losses, _ = train(loss_fn, params, optimizer, num_steps=40)
+    assert np.isfinite(losses).all() and losses[-1] < losses[0]
