@@ -9,18 +9,34 @@ grouped by stage; the modules they come from hold the rest.
 
 from lohp_jax.codec import Codec, make_codec, standard_scale
 from lohp_jax.data import image_set
+from lohp_jax.data.folders import folder_images
 from lohp_jax.data.images import ImageSet
+from lohp_jax.data.lane import Drive, read_drive, render_drive
+from lohp_jax.data.volume import read_volume, resample_volume, synthetic_volume
 from lohp_jax.generation import generate, load, policy_generator
 from lohp_jax.optimizers import make_optimizer
+from lohp_jax.optimizers.blends import constant_blend, graft
 from lohp_jax.optimizers.celo2 import celo2
-from lohp_jax.optimizers.hub import block_wise, hub, hub_diagnostics
+from lohp_jax.optimizers.hub import block_wise, hand_shares, hub, hub_diagnostics
 from lohp_jax.optimizers.lgl2o import lgl2o
+from lohp_jax.optimizers.online import hub_online
+from lohp_jax.optimizers.pull import anchor, decay
+from lohp_jax.optimizers.reinit import increase_steps, min_loss_reinit
 from lohp_jax.optimizers.sam import sam
+from lohp_jax.optimizers.spike import hub_spike
 from lohp_jax.optimizers.theta import load_theta, save_theta
+from lohp_jax.optimizers.trust import hub_trust
 from lohp_jax.optimizers.velo import celo, celo_adam, velo
 from lohp_jax.policy.hybrid import PRESETS, HybridConfig, Policy, hybrid_loss
 from lohp_jax.policy.network import NetworkConfig, make_policy_network
 from lohp_jax.tasks import make_family
+from lohp_jax.tasks.classification import classification
+from lohp_jax.tasks.fine_tuning import fine_tuning, pretrain, transfer_pair
+from lohp_jax.tasks.lane_keeping import lane_keeping
+from lohp_jax.tasks.ltc import Wiring, auto_ncp, init_ltc, ltc
+from lohp_jax.tasks.ltc_sine import ltc_sine
+from lohp_jax.tasks.oscillating import oscillating
+from lohp_jax.tasks.siren import siren
 from lohp_jax.training.config import RunConfig, resolve
 from lohp_jax.training.distributed import compile_update
 from lohp_jax.training.loop import train
@@ -48,14 +64,44 @@ __all__ = [
     # data and tasks
     "ImageSet",
     "image_set",
+    "folder_images",
     "make_family",
+    # tasks that compare optimizers
+    "oscillating",
+    "ltc_sine",
+    "auto_ncp",
+    "init_ltc",
+    "ltc",
+    "Wiring",
+    "siren",
+    "synthetic_volume",
+    "read_volume",
+    "resample_volume",
+    "lane_keeping",
+    "Drive",
+    "read_drive",
+    "render_drive",
+    "classification",
+    "fine_tuning",
+    "pretrain",
+    "transfer_pair",
     # optimizers
     "make_optimizer",
     "sam",
     "hub",
+    "hub_trust",
+    "hub_spike",
+    "hub_online",
     "block_wise",
+    "hand_shares",
     "hub_diagnostics",
+    "decay",
+    "anchor",
+    "constant_blend",
+    "graft",
     "lgl2o",
+    "increase_steps",
+    "min_loss_reinit",
     "velo",
     "celo",
     "celo_adam",
