@@ -1,0 +1,132 @@
+"""Families for meta-training: disjoint splits, and tasks that can be learned and told apart."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lohp_jax.tasks.meta_tasks import (
+    META_FAMILIES,
+    apply_mlp,
+    init_mlp,
+    meta_family,
+    synthetic_family,
+)
+
+KEY = jax.random.key(0)
+FAMILIES = {
+    kind: functools.partial(synthetic_family, kind, kind) for kind in ("prototypes", "teacher")
+}
+OPTIONS = {"widths": (6,), "activation": jnp.tanh, "num_classes": 3}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return FAMILIES[request.param](**OPTIONS)
+
+
+def test_data_follow_the_seed_and_the_split(family):
+    data = family.sample(KEY)
+    chex.assert_shape(data["images"], (512, 64))
+    chex.assert_shape(data["query_images"], (128, 64))
+    assert data["labels"].shape == (512,) and data["query_labels"].shape == (128,)
+    assert set(np.asarray(data["labels"]).tolist()) == {0, 1, 2}
+    chex.assert_trees_all_equal(data, family.sample(KEY, "train"))
+    for other in (family.sample(jax.random.key(1)), family.sample(KEY, "held_out")):
+        nearest = np.abs(other["images"][:, None] - data["images"][None]).max(axis=2).min()
+        assert nearest > 0.1  # no image of the one is among those of the other
+    assert 0.3 < float(data["images"].std()) < 1.5
+
+
+def test_labels_of_query_and_training_follow_the_same_rule(family):
+    """A linear classifier fitted to the training images does better than chance on the others."""
+    data = family.sample(KEY)
+    targets = jax.nn.one_hot(data["labels"], 3)
+    images = jnp.pad(data["images"], ((0, 0), (0, 1)), constant_values=1.0)
+    query = jnp.pad(data["query_images"], ((0, 0), (0, 1)), constant_values=1.0)
+    weights = np.linalg.lstsq(np.asarray(images), np.asarray(targets), rcond=None)[0]
+    assert np.mean(np.argmax(query @ weights, axis=1) == data["query_labels"]) > 0.5
+
+
+def test_network_is_its_definition():
+    params = init_mlp(KEY, (4, 5, 3))
+    x = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    params["layer_0"]["b"] = jnp.arange(5.0)
+    hidden = np.tanh(x @ params["layer_0"]["w"] + np.arange(5.0)[None])
+    expected = hidden @ params["layer_1"]["w"]
+    np.testing.assert_allclose(apply_mlp(params, x, jnp.tanh), expected, rtol=1e-5)
+
+
+def test_weights_start_at_one_over_root_of_inputs():
+    params = init_mlp(KEY, (400, 100, 3))
+    np.testing.assert_allclose(params["layer_0"]["w"].std(), 0.05, rtol=0.02)
+    assert not np.any(params["layer_0"]["b"])
+
+
+def test_loss_and_evaluation_are_cross_entropies(family):
+    data, params = family.sample(KEY), family.init(KEY)
+    logits = apply_mlp(params, data["query_images"], jnp.tanh)
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    expected = -log_p[np.arange(128), data["query_labels"]].mean()
+    scores = family.evaluate(params, data)
+    np.testing.assert_allclose(scores["loss"], expected, rtol=1e-5)
+    hits = np.argmax(logits, axis=1) == data["query_labels"]
+    np.testing.assert_allclose(scores["accuracy"], hits.mean())
+    blind = {**data, "query_images": data["images"], "query_labels": data["labels"]}
+    all_images = float(family.evaluate(params, blind)["loss"])
+    losses = jax.vmap(lambda k: family.loss(params, data, k))(jax.random.split(KEY, 400))
+    assert len(set(losses.tolist())) > 1
+    np.testing.assert_allclose(losses.mean(), all_images, rtol=0.02)
+
+
+def test_training_helps(family):
+    data, params = family.sample(KEY), family.init(KEY)
+    before = float(family.evaluate(params, data)["loss"])
+
+    def step(params, key):
+        gradients = jax.grad(family.loss)(params, data, key)
+        return optax.tree.add_scale(params, -0.1, gradients), None
+
+    params, _ = jax.jit(lambda p: jax.lax.scan(step, p, jax.random.split(KEY, 100)))(params)
+    assert float(family.evaluate(params, data)["loss"]) < 0.9 * before
+
+
+def test_every_family_builds_and_has_both_splits():
+    for name in META_FAMILIES:
+        family = meta_family(name)
+        assert family.name in (name, "digits_5way")
+        for split in ("train", "held_out"):
+            data = jax.eval_shape(lambda k, f=family, s=split: f.sample(k, s), KEY)
+            params = jax.eval_shape(family.init, KEY)
+            assert jax.eval_shape(family.loss, params, data, KEY).shape == ()
+
+
+def test_digits_hold_out_classes():
+    family = meta_family("digits_mlp")
+    keys = jax.random.split(KEY, 200)
+    classes = {
+        split: np.asarray(jax.vmap(lambda k, s=split: family.sample(k, s)["classes"])(keys))
+        for split in ("train", "held_out")
+    }
+    seen = set(classes["train"].ravel().tolist())
+    assert len(seen) == 7
+    new = [len(set(row.tolist()) - seen) for row in classes["held_out"]]
+    assert set(new) == {3}
+
+
+def test_what_is_kept_out_of_meta_training_is_not_here():
+    assert not {"ltc", "siren", "lane"} & {
+        part for name in META_FAMILIES for part in name.split("_")
+    }
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match=r"got 'digits_cnv'; did you mean 'digits_conv'\?"):
+        meta_family("digits_cnv")
+    family = FAMILIES["teacher"](**OPTIONS)
+    with pytest.raises(ValueError, match="must be 'train' or 'held_out', got 'test'"):
+        family.sample(KEY, "test")
