@@ -21,7 +21,7 @@ import rich.progress
 import rich.table
 import tyro
 
-from lohp_jax import runs
+from lohp_jax import meta_runs, runs
 from lohp_jax.evaluation.report import write_report
 from lohp_jax.evaluation.scores import accuracies, draw_tasks
 from lohp_jax.generation import generate as generate_weights
@@ -30,6 +30,7 @@ from lohp_jax.tasks import FAMILIES
 from lohp_jax.training.config import METHODS, RunConfig, resolve
 from lohp_jax.training.distributed import Strategy
 from lohp_jax.training.loop import DivergedError, Progress, num_updates
+from lohp_jax.training.meta import MetaConfig
 from lohp_jax.training.problem import family_of
 from lohp_jax.trajectories.store import Store
 
@@ -196,9 +197,46 @@ def tasks(json: bool = False) -> None:
         _print({f"    {field}": value for field, value in description.items()}, json)
 
 
+def meta_train(
+    config: Annotated[MetaConfig, tyro.conf.arg(name="")],
+    out: pathlib.Path,
+    resume: bool = False,
+    json: bool = False,
+) -> None:
+    """Meta-train a small learned optimizer and compare it with Adam; writes theta.msgpack.
+
+    Args:
+        config: settings of the run.
+        out: run directory.
+        resume: continue the run that is in the directory, if there is one.
+        json: print the results as JSON.
+    """
+    config = _open_meta(out, config, resume)
+
+    def show(at: meta_runs.Standing) -> None:
+        update(completed=at.progress.step, text=f"loss {at.progress.metrics['loss']:.4g}")
+        if at.learned:
+            update(below=_standings(at.learned, at.adam))
+
+    total, done = config.updates, meta_runs.trained_meta_updates(out)
+    with _progress("meta-train", total, "", completed=done) as update:
+        results = meta_runs.meta_train_run(
+            out, config, on_progress=show, on_stage=lambda text: update(text=text)
+        )
+    if json:
+        _print(results, json)
+        return
+    learned, adam = (
+        {row["family"]: row for row in results["rows"] if row["method"] == method}
+        for method in ("small", "adam_best")
+    )
+    rich.console.Console().print(_standings(learned, adam))
+    _print({"theta": out / "theta.msgpack"} | results["rate"], json)
+
+
 COMMANDS = {
-    command.__name__: command
-    for command in (run, prepare, train, generate, evaluate, report, tasks)
+    command.__name__.replace("_", "-"): command
+    for command in (run, prepare, train, generate, evaluate, report, tasks, meta_train)
 }
 
 
@@ -215,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _fail(
             "interrupted; what was finished is saved. Go on with the same command "
-            "(run, prepare and train: with --resume).",
+            "(run, prepare, train and meta-train: with --resume).",
             1,
         )
         if arguments is None:  # a compilation cut off runs on in XLA; Python's shutdown would crash
@@ -294,6 +332,20 @@ def _open(out: pathlib.Path, config: RunConfig, resume: bool) -> RunConfig:
         return runs.open_run(out, config)
 
 
+def _open_meta(out: pathlib.Path, config: MetaConfig, resume: bool) -> MetaConfig:
+    """The config of a new run, or of the one to resume; no options take up the stored ones."""
+    if (out / "config.json").exists():
+        if not resume:
+            raise UsageError(
+                f"{out} holds a run; continue it with --resume, or choose another --out."
+            )
+        if config == MetaConfig():
+            return meta_runs.read_meta_config(out)
+    with _usage_errors():
+        meta_runs.open_meta_run(out, config)
+    return config
+
+
 def _prepare(out: pathlib.Path, config: RunConfig) -> Store:
     total = config.prepare.num_tasks * len(config.prepare.optimizers)
     with _progress("prepare", total, "trajectories") as update:
@@ -342,6 +394,25 @@ def _print_results(results: dict[str, Any], as_json: bool) -> None:
             f"{row['latency_ms_p50']:.2f}",
         )
     rich.console.Console().print(table)
+
+
+def _standings(learned: dict[str, Any], adam: dict[str, Any]) -> rich.table.Table:
+    """Scores of the learned optimizer, each beside that of Adam at the best of its learning rates."""
+    title = "the learned optimizer / Adam at the best of five learning rates"
+    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD)
+    table.add_column("family", no_wrap=True)
+    for score in ("mean loss", "final loss", "query loss", "accuracy"):
+        table.add_column(score, justify="right", no_wrap=True)
+    for family, scores in learned.items():
+        pairs = [
+            f"{scores[name]:{digits}} / {adam[family][name]:{digits}}"
+            for name, digits in (
+                *(("mean_loss", ".2g"), ("final_loss", ".2g"), ("query_loss", ".2g")),
+                ("accuracy", ".3f"),
+            )
+        ]
+        table.add_row(family, *pairs)
+    return table
 
 
 def _describe(family: str) -> dict[str, Any]:
@@ -399,9 +470,18 @@ def _progress(
         rich.progress.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         rich.progress.TextColumn("{task.fields[text]}", markup=False),
     )
-    with rich.progress.Progress(*columns, console=_errors, expand=True) as progress:
+    with _Progress(*columns, console=_errors, expand=True) as progress:
         task = progress.add_task(description, total=total, text=text, completed=completed)
         yield functools.partial(progress.update, task)
+
+
+class _Progress(rich.progress.Progress):
+    """Progress with what the field `below` of a task holds shown below."""
+
+    def get_renderables(self) -> Iterator[rich.console.RenderableType]:
+        """The lines of the tasks, then what is below."""
+        yield from super().get_renderables()
+        yield from (task.fields["below"] for task in self.tasks if "below" in task.fields)
 
 
 class _Rate(rich.progress.ProgressColumn):

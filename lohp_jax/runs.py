@@ -71,7 +71,7 @@ def open_run(directory: str | os.PathLike, config: RunConfig | None = None) -> R
         return config
     stored = resolve(from_json(read_json(path), path=str(path)))
     if config is not None and (
-        difference := _first_difference(to_json(stored), to_json(resolve(config)))
+        difference := first_difference(to_json(stored), to_json(resolve(config)))
     ):
         raise ValueError(
             f"{directory} holds a run with another config: {difference}; "
@@ -421,10 +421,11 @@ def _closed_form(setting: _Setting) -> dict[str, Generator]:
     }
 
 
-def _first_difference(old: Any, new: Any, path: str = "") -> str | None:
+def first_difference(old: Any, new: Any, path: str = "") -> str | None:
+    """The first field in which two nested configs differ, with both values; None if they agree."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in old:
-            if found := _first_difference(old[name], new[name], f"{path}.{name}" if path else name):
+            if found := first_difference(old[name], new[name], f"{path}.{name}" if path else name):
                 return found
         return None
     return None if old == new else f"{path} is {old!r} there and {new!r} here"

@@ -24,9 +24,11 @@ import pytest
 import safetensors.numpy
 
 import lohp_jax
-from lohp_jax import cli, runs
+from lohp_jax import cli, meta_runs, runs
+from lohp_jax.optimizers.meta import Unroll
+from lohp_jax.optimizers.theta import load_theta
 from lohp_jax.tasks import FAMILIES
-from lohp_jax.training import checkpoint, metrics
+from lohp_jax.training import checkpoint, meta, metrics
 from lohp_jax.training.config import METHODS, RunConfig, from_json
 from lohp_jax.training.loop import DivergedError
 from lohp_jax.trajectories.store import open_store
@@ -375,6 +377,10 @@ def test_signal_in_mid_compilation_ends_cleanly(endless):
         (["train", "--method", "lohpp"], r"'lohpp'.*'lohp'"),
         (["train", "--metod", "lohp"], r"--metod.*--method"),
         (["generate"], r"--weights"),
+        (["meta-train", "--families", "digits"], r"'digits'; did you mean 'digits_mlp'\?"),
+        (["meta-train", "--sigma", "0"], r"sigma must be finite and positive, got 0"),
+        (["meta-train", "--probe-steps", "70"], r"probe_steps must be a multiple of 50, got 70"),
+        (["meta-train", "--update", "5"], r"--update\b.*--updates"),
     ],
 )
 def test_bad_usage_is_named_and_changes_nothing(tmp_path, monkeypatch, arguments, message):
@@ -637,6 +643,107 @@ def test_generate_from_a_method_that_is_not_trained(whole, tmp_path):
         *("generate", "--out", whole[0], "--weights", tmp_path / "w", "--method", "cloning")
     )
     assert code == 1 and "no complete checkpoint" in err and "lohp train" in err
+
+
+META = [
+    *("--updates", 6, "--pairs", 2, "--log-every", 2, "--checkpoint-every", 4),
+    *("--probe-every", 4, "--families", "prototypes"),
+]
+
+
+@pytest.fixture
+def quick_meta(monkeypatch):
+    """Meta-training on a stand-in that compiles at once, against made-up scores."""
+
+    def start(meta, key, portion):
+        return jax.random.normal(key)
+
+    def advance(meta, state, key, step_key):
+        return state, (state + meta["log_peak"]) ** 2, jax.numpy.array(False)
+
+    def score(settings, keys, num_steps):
+        values = np.full((len(jax.tree.leaves(settings)[0]), len(keys)), 0.25)
+        return dict.fromkeys(("mean_loss", "final_loss", "query_loss", "accuracy"), values)
+
+    monkeypatch.setattr(meta, "make_unrolls", lambda config: (Unroll(start, advance),))
+    monkeypatch.setattr(meta_runs, "make_trainer", lambda *args, **kwargs: score)
+
+
+def test_meta_train_leaves_what_it_promises(quick_meta, tmp_path):
+    directory = tmp_path / "run"
+    code, out, err = lohp("meta-train", "--out", directory, *META)
+    assert code == 0, err
+    assert {path.name for path in directory.iterdir()} == {
+        *("config.json", "adam.json", "metrics.jsonl", "results.json", "checkpoints"),
+        "theta.msgpack",
+    }
+    assert "prototypes" in out and "0.25 / 0.25" in out
+    assert f"theta: {directory / 'theta.msgpack'}\npeak: 0.0" in out and "loss" in err
+    results = read_results(directory)
+    assert results["schema"] == 1 and results["config"]["updates"] == 6
+    assert {row["method"] for row in results["rows"]} == {"small", "adam_best"}
+    assert [probe["step"] for probe in results["probes"]] == [4, 6]
+    assert results["curve"] == metrics.read_lines(directory / "metrics.jsonl", "meta")
+    trained = checkpoint.latest_step(directory / "checkpoints" / "meta")
+    assert trained == 6 and results["rate"]["peak"] > 0
+    assert load_theta(directory / "theta.msgpack").keys() == {"ff_mod_stack"}
+
+
+def test_interrupted_meta_training_is_resumed(quick_meta, tmp_path, monkeypatch):
+    whole, directory = tmp_path / "whole", tmp_path / "run"
+    assert lohp("meta-train", "--out", whole, *META)[0] == 0
+    with monkeypatch.context() as patch:
+        stop_training_at(patch, 4)
+        code, out, err = lohp("meta-train", "--out", directory, *META)
+    assert code == 1 and not out and "interrupted" in err and "--resume" in err
+    code, _, err = lohp("meta-train", "--out", directory, *META)
+    assert code == 2 and "continue it with --resume" in err
+    code, _, err = lohp("meta-train", "--out", directory, "--resume", *META, "--sigma", 0.5)
+    assert code == 2 and "sigma is 0.02 there and 0.5 here" in err
+    code, out, err = lohp("meta-train", "--out", directory, "--resume", "--json")
+    assert code == 0, err
+    theta = "theta.msgpack"
+    assert (directory / theta).read_bytes() == (whole / theta).read_bytes()
+    assert json.loads(out)["rows"] == read_results(whole)["rows"]
+
+
+def test_meta_training_interrupted_in_its_last_comparison_is_resumed(
+    quick_meta, tmp_path, monkeypatch
+):
+    def interrupt(path, values):
+        if values["method"] == "probe" and values["step"] == 6:
+            raise KeyboardInterrupt
+        return actual(path, values)
+
+    actual = metrics.append_line
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "append_line", interrupt)
+        code, _, err = lohp("meta-train", "--out", tmp_path, *META)
+    assert code == 1 and "interrupted" in err and not (tmp_path / "results.json").exists()
+    code, _, err = lohp("meta-train", "--out", tmp_path, "--resume")
+    assert code == 0, err
+    assert [probe["step"] for probe in read_results(tmp_path)["probes"]] == [4, 6]
+
+
+def test_full_disk_while_writing_theta(quick_meta, tmp_path, monkeypatch):
+    fill_disk(monkeypatch, "theta.msgpack")
+    code, out, err = lohp("meta-train", "--out", tmp_path / "run", *META)
+    assert code == 1 and not out and "No space left on device" in err and "theta" in err
+    assert meta_runs.trained_meta_updates(tmp_path / "run") == 6
+
+
+@pytest.mark.slow
+def test_meta_train_of_real_tasks(tmp_path):
+    code, out, err = lohp(
+        *("meta-train", "--out", tmp_path / "run", "--json", "--families", "teacher"),
+        *("--updates", 2, "--pairs", 2, "--truncation", 5, "--shortest", 5, "--longest", 20),
+        *("--log-every", 1, "--checkpoint-every", 2, "--probe-every", 2),
+        *("--probe-tasks", 2, "--probe-steps", 50),
+    )
+    assert code == 0, err
+    learned, adam = json.loads(out)["rows"]
+    assert 0 < learned["mean_loss"] < 2 and 0 < adam["mean_loss"] < 2
+    assert load_theta(tmp_path / "run" / "theta.msgpack")
 
 
 def test_tasks():
