@@ -1,0 +1,65 @@
+"""The learned optimizers that ship with the package."""
+
+import difflib
+import importlib.resources
+
+import optax
+
+from lohp_jax.optimizers.small import Rate, pack_rate, small_optimizer
+from lohp_jax.optimizers.theta import load_theta
+from lohp_jax.types import Params
+
+PRETRAINED = {"small": Rate(0.012168176472187042, -0.14846907556056976, 1.3622040748596191)}
+"""By name, the learning rate that was meta-trained with each; how each was made and what it does is in
+`benchmarks/results/pretrained_small.json`."""
+
+
+def pretrained(name: str) -> Params:
+    """The weights of a learned optimizer that ships, as `load_theta` returns them.
+
+    "small" is for `celo2(theta, learning_rate, orthogonalise=False)`; `pretrained_optimizer` knows the
+    learning rate, too.
+
+    Raises: ValueError for an unknown name, with the nearest.
+    """
+    _check_name("pretrained", name)
+    file = importlib.resources.files("lohp_jax.optimizers") / "thetas" / f"{name}.msgpack"
+    with importlib.resources.as_file(file) as path:
+        return load_theta(path)
+
+
+def pretrained_optimizer(
+    name: str, num_steps: int, *, learning_rate: float | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """A learned optimizer that ships, as it was meta-trained: needs nothing but the number of steps.
+
+    The learning rate falls from its peak to zero over `num_steps`, see `Rate`. Updates do not depend on
+    the scale of the loss, but their size is that of the learning rate: networks whose weights are far
+    from the usual size of 1 / sqrt(inputs) need one of their own.
+
+    Args:
+      name: a key of `PRETRAINED`.
+      num_steps: T, of the whole run; meta-trained for 100 to 2000.
+      learning_rate: the peak; None for that of meta-training at this number of steps.
+
+    Raises: ValueError for an unknown name, with the nearest, or for numbers that are not positive.
+    """
+    _check_name("pretrained_optimizer", name)
+    for what, value in (("num_steps", num_steps), ("learning_rate", learning_rate)):
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(
+                f"pretrained_optimizer: {what} must be finite and positive, got {value}."
+            )
+    rate = PRETRAINED[name]
+    if learning_rate is not None:
+        rate = rate._replace(peak=learning_rate, exponent=0.0)
+    return small_optimizer({"theta": pretrained(name)} | pack_rate(rate), num_steps)
+
+
+def _check_name(function: str, name: str) -> None:
+    if name not in PRETRAINED:
+        nearest = difflib.get_close_matches(name, PRETRAINED, 1, 0)[0]
+        raise ValueError(
+            f"{function}: expected one of {sorted(PRETRAINED)}, got {name!r}; "
+            f"did you mean {nearest!r}?"
+        )

@@ -1,0 +1,88 @@
+"""The learned optimizer that ships loads, works out of the box and says what it was made by."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lohp_jax.optimizers.celo2 import celo2
+from lohp_jax.optimizers.pretrained import PRETRAINED, pretrained, pretrained_optimizer
+from lohp_jax.optimizers.small import Rate
+from lohp_jax.optimizers.theta import check_theta
+
+RESULTS = pathlib.Path(__file__).parents[2] / "benchmarks" / "results" / "pretrained_small.json"
+PARAMS = {"w": jnp.linspace(-1, 1, 12).reshape(4, 3), "b": jnp.zeros(3)}
+
+
+def loss_fn(params):
+    inputs = jnp.cos(jnp.arange(20.0)).reshape(5, 4)
+    return jnp.mean((inputs @ params["w"] + params["b"][None] - 0.5) ** 2)
+
+
+def train(optimizer, num_steps):
+    @jax.jit
+    def step(params, state):
+        gradients = jax.grad(loss_fn)(params)
+        updates, state = optimizer.update(gradients, state, params)
+        return jax.tree.map(jnp.add, params, updates), state, updates
+
+    params, state, sizes = PARAMS, optimizer.init(PARAMS), []
+    for _ in range(num_steps):
+        params, state, updates = step(params, state)
+        sizes.append(float(jnp.sqrt(jnp.mean(updates["w"] ** 2))))
+    return params, sizes
+
+
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_it_loads_and_trains_out_of_the_box(name):
+    theta = pretrained(name)
+    check_theta(theta, "celo2")
+    assert sum(leaf.size for leaf in jax.tree.leaves(theta)) < 400
+    params, sizes = train(pretrained_optimizer(name, 100), 100)
+    assert float(loss_fn(params)) < 0.05 * float(loss_fn(PARAMS))
+    rate = PRETRAINED[name]
+    np.testing.assert_allclose(sizes[0], rate.peak * (100 / 1000) ** rate.exponent, rtol=1e-3)
+    np.testing.assert_allclose(sizes[-1], sizes[0] * 0.01**rate.power, rtol=1e-3)
+
+
+def test_a_learning_rate_of_ones_own_is_the_peak():
+    _, sizes = train(pretrained_optimizer("small", 7, learning_rate=0.25), 1)
+    np.testing.assert_allclose(sizes[0], 0.25, rtol=1e-3)
+
+
+def test_the_theta_works_in_celo2():
+    params, sizes = train(celo2(pretrained("small"), 0.01, orthogonalise=False), 50)
+    np.testing.assert_allclose(sizes, np.full(50, 0.01), rtol=1e-3)
+    assert float(loss_fn(params)) < 0.5 * float(loss_fn(PARAMS))
+
+
+def test_rate_is_that_of_the_results():
+    made = json.loads(RESULTS.read_text())["meta_training"]
+    rate = PRETRAINED["small"]
+    np.testing.assert_allclose(rate, Rate(**made["rate"]), rtol=1e-6)
+    assert made["config"]["longest"] == 2000 and made["config"]["shortest"] == 100
+
+
+@pytest.mark.parametrize("function", [pretrained, lambda name: pretrained_optimizer(name, 10)])
+def test_unknown_name(function):
+    with pytest.raises(ValueError, match=r"\['small'\], got 'smal'; did you mean 'small'\?"):
+        function("smal")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"num_steps": 0}, "num_steps must be finite and positive, got 0"),
+        (
+            {"num_steps": 10, "learning_rate": -1.0},
+            "learning_rate must be finite and positive, got -1",
+        ),
+        ({"num_steps": 10, "learning_rate": float("nan")}, "learning_rate must be .*, got nan"),
+    ],
+)
+def test_bad_numbers(options, message):
+    with pytest.raises(ValueError, match=message):
+        pretrained_optimizer("small", **options)
