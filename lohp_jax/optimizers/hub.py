@@ -103,7 +103,6 @@ def hub(
         _check_mode(chosen, clip_of(path))
         return "softmax" if chosen in _SOFTMAX else chosen
 
-    guard = "finite" if mode == "trust" and guard is None else guard
     return mix_optimizers(hand_designed, learned, mixers, select=select, guard=guard)
 
 

@@ -63,10 +63,14 @@ class Mixed(NamedTuple):
 
 
 class Mixer(NamedTuple):
-    """A rule: `init(params by path) -> state` and `mix(proposal, state) -> Mixed`."""
+    """A rule: `init(params by path) -> state` and `mix(proposal, state) -> Mixed`.
+
+    If `guarded`, it always has the guard, so that it sees nothing that is not finite.
+    """
 
     init: Callable[[Tensors], PyTree]
     mix: Callable[[Proposal, PyTree], Mixed]
+    guarded: bool = False
 
 
 def mix_optimizers(
@@ -117,29 +121,28 @@ def mix_optimizers(
     def update(updates, state, params=None, **extra):
         _check_same_tensors(name, updates, params, state)
         structure, gradients = jax.tree.structure(updates), by_path(updates)
-        unusable = _not_finite(gradients) if guard else {}
-        gradients = _replace(gradients, unusable, _zeros(gradients))
+        chosen = {path: select(path) for path in gradients}
+        guarded = [path for path in chosen if guard or mixers[chosen[path]].guarded]
+        unusable = _not_finite(gradients, guarded)
+        gradients = _replace(gradients, unusable)
         seen = structure.unflatten(gradients.values())
         ours, hand_state = hand_designed.update(seen, state.hand_designed, params, **extra)
         theirs, learned_state = learned.update(seen, state.learned, params, **extra)
+
         ours, theirs = by_path(ours), by_path(theirs)
-        events = state.guard_events
-        if guard:
-            broken, failed = _not_finite(ours), _not_finite(theirs)
-            ours = _replace(ours, broken, _zeros(ours))
-            theirs = _replace(theirs, failed, ours)
-            start = updates if params is None else params
-            restart = functools.partial(_restart, structure, start)
-            hand_state = restart(hand_designed, hand_state, broken)
-            learned_state = restart(learned, learned_state, failed)
-            still = {path: unusable[path] | broken[path] for path in broken}
-            events += sum((still[path] | failed[path]).astype(jnp.int32) for path in still)
-        chosen = {path: select(path) for path in gradients}
+        broken, failed = _not_finite(ours, guarded), _not_finite(theirs, guarded)
+        start = updates if params is None else params
+        hand_state = _restart(hand_designed, start, hand_state, structure, broken)
+        learned_state = _restart(learned, start, learned_state, structure, failed)
+        ours = _replace(ours, broken)
+        theirs = _replace(theirs, failed, ours)
         proposal = Proposal(gradients, ours, theirs, extra.get("value"))
         mixed, *weights, rules = _mix(mixers, chosen, proposal, state.rules)
-        if guard:
-            mixed = _replace(mixed, still, _zeros(mixed))
+        still = {path: unusable[path] | broken[path] for path in guarded}
+        mixed = _replace(mixed, still)
+        events = sum((still[path] | failed[path]).astype(jnp.int32) for path in guarded)
         mixed = structure.unflatten([mixed[path] for path in gradients])
+        events += state.guard_events
         return mixed, HubState(hand_state, learned_state, *weights, events, rules)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -237,34 +240,34 @@ def blend(share: jax.Array, ours: jax.Array, theirs: jax.Array) -> jax.Array:
 # --- the guard
 
 
-def _not_finite(tensors: Tensors) -> Tensors:
+def _not_finite(tensors: Tensors, guarded: list[Path]) -> Tensors:
     # 0 * x is 0 unless x is not finite; a sum takes half the time of looking at every entry
-    return {path: ~jnp.isfinite(jnp.sum(leaf * 0)) for path, leaf in tensors.items()}
+    return {path: ~jnp.isfinite(jnp.sum(tensors[path] * 0)) for path in guarded}
 
 
-def _replace(tensors: Tensors, where: Tensors, others: Tensors) -> Tensors:
-    return {
-        path: jnp.where(where[path], others[path], leaf) if path in where else leaf
-        for path, leaf in tensors.items()
-    }
-
-
-def _zeros(tensors: Tensors) -> Tensors:
-    return {path: jnp.zeros_like(leaf) for path, leaf in tensors.items()}
+def _replace(tensors: Tensors, where: Tensors, others: Tensors | None = None) -> Tensors:
+    """`others`, or zeros, instead of the tensors where so flagged."""
+    out = dict(tensors)
+    for path, flag in where.items():
+        out[path] = jnp.where(flag, others[path] if others else 0, tensors[path])
+    return out
 
 
 def _restart(
-    structure: Any,
-    params: PyTree,
     optimizer: optax.GradientTransformation,
+    params: PyTree,
     state: optax.OptState,
+    structure: Any,
     bad: Tensors,
 ) -> optax.OptState:
     """A fresh state for bad tensors, and for what all tensors share where that is not finite.
 
     Only if there are any: a select over every state would cost as much as an optimizer step.
     """
-    flags = structure.unflatten(bad.values())
+    if not bad:
+        return state
+    paths = by_path(params)
+    flags = structure.unflatten([bad.get(path, jnp.zeros((), bool)) for path in paths])
 
     def mirrors_params(node):
         return jax.tree.structure(node) == structure
@@ -279,7 +282,7 @@ def _restart(
     def restarted(old):
         return jax.tree.map(fresh, old, optimizer.init(params), is_leaf=mirrors_params)
 
-    any_bad = functools.reduce(jnp.logical_or, bad.values(), jnp.zeros((), bool))
+    any_bad = functools.reduce(jnp.logical_or, bad.values())
     return jax.lax.cond(any_bad, restarted, lambda old: old, state)
 
 
@@ -337,11 +340,10 @@ def _check_same_tensors(name: str, updates: PyTree, params: PyTree, state: HubSt
         for path, shape in shapes.items()
         if math.prod(shape)
     }
+    seen = set().union(*groups.values())
     known = {weight.partition(" (")[0] for weight in state.mean_weight}.union(state.mean_weight)
     new = [path for path, names in groups.items() if not names & known]
-    gone = [
-        name for name in known if " (" not in name and not any(name in g for g in groups.values())
-    ]
+    gone = [name for name in known if " (" not in name and name not in seen]
     if known and (new or gone):
         raise ValueError(
             f"{name}: the parameters have changed since init saw them (new: "

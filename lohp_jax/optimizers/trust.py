@@ -154,7 +154,7 @@ def hub_trust(
         fall_back=fall_back,
         group=group,
     )
-    return mix_optimizers(hand_designed, learned, {"trust": rule}, guard="finite", name="hub_trust")
+    return mix_optimizers(hand_designed, learned, {"trust": rule}, name="hub_trust")
 
 
 def trust_mixer(
@@ -228,7 +228,7 @@ def trust_mixer(
         shares = dict(zip(state.ratio, 1.0 - trust, strict=True))
         return Mixed(updates, shares, shares, state)
 
-    return Mixer(init, mix)
+    return Mixer(init, mix, guarded=True)
 
 
 def _follow_loss(old: LossTrend, value: jax.Array | None) -> LossTrend:

@@ -333,6 +333,15 @@ def test_every_tensor_can_have_its_own_mode(one, other):
     assert list(read[reading]) == ["head/b"]
 
 
+def test_a_tensor_in_trust_is_guarded_and_its_neighbours_are_as_published():
+    mode = lambda path: "trust" if path[0] == "body" else "vanilla"  # noqa: E731
+    everywhere = optax.stateless(lambda u, _: jax.tree.map(lambda x: x * jnp.nan, u))
+    optimizer = hub(ADAM, everywhere, mode=mode)
+    updates, state = optimizer.update(normal(), optimizer.init(PARAMS), PARAMS, value=1.0)
+    assert np.isfinite(updates["body"]["w"]).all() and np.isnan(updates["head"]["b"]).all()
+    assert hub_diagnostics(state)["guard_events"] == 1
+
+
 def test_modes_that_share_the_name_of_a_group_are_told_apart():
     mode = lambda path: "spike" if path[0] == "head" else "online"  # noqa: E731
     params, state = run(hub(ADAM, FASTER, mode=mode, group="global"))
