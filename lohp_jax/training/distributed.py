@@ -133,7 +133,10 @@ def _compile(
         return update(state, batch, *replicated, **keywords)
 
     if strategy != "pmap":
-        return jax.jit(on_tuple, out_shardings=whole)
+        options = {}
+        if devices[0].platform == "cpu":  # compiles in three quarters of the time, runs as fast
+            options["xla_backend_optimization_level"] = 1
+        return jax.jit(on_tuple, out_shardings=whole, compiler_options=options)
     return jax.pmap(
         lambda *args: on_tuple(*args, axis_name=_AXIS),
         axis_name=_AXIS,
