@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lohp_jax.optimizers.guard import not_finite, repair, replace
 from lohp_jax.types import PyTree
 
 Group = Literal["tensor", "module", "global"]
@@ -123,23 +124,21 @@ def mix_optimizers(
         structure, gradients = jax.tree.structure(updates), by_path(updates)
         chosen = {path: select(path) for path in gradients}
         guarded = [path for path in chosen if guard or mixers[chosen[path]].guarded]
-        unusable = _not_finite(gradients, guarded)
-        gradients = _replace(gradients, unusable)
+        unusable = not_finite(gradients, guarded)
+        gradients = replace(gradients, unusable)
         seen = structure.unflatten(gradients.values())
         ours, hand_state = hand_designed.update(seen, state.hand_designed, params, **extra)
         theirs, learned_state = learned.update(seen, state.learned, params, **extra)
-
         ours, theirs = by_path(ours), by_path(theirs)
-        broken, failed = _not_finite(ours, guarded), _not_finite(theirs, guarded)
+        broken, failed = not_finite(ours, guarded), not_finite(theirs, guarded)
         start = updates if params is None else params
-        hand_state = _restart(hand_designed, start, hand_state, structure, broken)
-        learned_state = _restart(learned, start, learned_state, structure, failed)
-        ours = _replace(ours, broken)
-        theirs = _replace(theirs, failed, ours)
+        repaired = functools.partial(repair, start, structure)
+        ours, hand_state = repaired(hand_designed, ours, hand_state, broken, None)
+        theirs, learned_state = repaired(learned, theirs, learned_state, failed, ours)
         proposal = Proposal(gradients, ours, theirs, extra.get("value"))
         mixed, *weights, rules = _mix(mixers, chosen, proposal, state.rules)
         still = {path: unusable[path] | broken[path] for path in guarded}
-        mixed = _replace(mixed, still)
+        mixed = replace(mixed, still)
         events = sum((still[path] | failed[path]).astype(jnp.int32) for path in guarded)
         mixed = structure.unflatten([mixed[path] for path in gradients])
         events += state.guard_events
@@ -208,9 +207,10 @@ def sizes_by_group(tensors: Tensors, group: Group) -> dict[str, int]:
 
 
 def inner(a: Tensors, b: Tensors, group: Group) -> Scalars:
-    """Real part of the inner product, by group, at least in float32; empty tensors stay out."""
+    """Real part of the inner product, by group, in float32; empty tensors stay out."""
     products = {path: wide(a[path]) * jnp.conj(wide(b[path])) for path in a if a[path].size}
-    return combine({path: jnp.sum(product.real) for path, product in products.items()}, group)
+    sums = {path: jnp.float32(jnp.sum(product.real)) for path, product in products.items()}
+    return combine(sums, group)
 
 
 def wide(array: jax.Array) -> jax.Array:
@@ -235,55 +235,6 @@ def name_of(path: Path) -> str:
 def blend(share: jax.Array, ours: jax.Array, theirs: jax.Array) -> jax.Array:
     """The share of one update and the rest of the other, in the type of the update."""
     return (share * ours + (1.0 - share) * theirs).astype(ours.dtype)
-
-
-# --- the guard
-
-
-def _not_finite(tensors: Tensors, guarded: list[Path]) -> Tensors:
-    # 0 * x is 0 unless x is not finite; a sum takes half the time of looking at every entry
-    return {path: ~jnp.isfinite(jnp.sum(tensors[path] * 0)) for path in guarded}
-
-
-def _replace(tensors: Tensors, where: Tensors, others: Tensors | None = None) -> Tensors:
-    """`others`, or zeros, instead of the tensors where so flagged."""
-    out = dict(tensors)
-    for path, flag in where.items():
-        out[path] = jnp.where(flag, others[path] if others else 0, tensors[path])
-    return out
-
-
-def _restart(
-    optimizer: optax.GradientTransformation,
-    params: PyTree,
-    state: optax.OptState,
-    structure: Any,
-    bad: Tensors,
-) -> optax.OptState:
-    """A fresh state for bad tensors, and for what all tensors share where that is not finite.
-
-    Only if there are any: a select over every state would cost as much as an optimizer step.
-    """
-    if not bad:
-        return state
-    paths = by_path(params)
-    flags = structure.unflatten([bad.get(path, jnp.zeros((), bool)) for path in paths])
-
-    def mirrors_params(node):
-        return jax.tree.structure(node) == structure
-
-    def fresh(node, new):
-        if mirrors_params(node):
-            return jax.tree.map(functools.partial(jnp.where), flags, new, node)
-        if not jnp.issubdtype(jnp.result_type(node), jnp.inexact):  # a count, or a key
-            return node
-        return jnp.where(jnp.all(jnp.isfinite(node)), node, new)
-
-    def restarted(old):
-        return jax.tree.map(fresh, old, optimizer.init(params), is_leaf=mirrors_params)
-
-    any_bad = functools.reduce(jnp.logical_or, bad.values())
-    return jax.lax.cond(any_bad, restarted, lambda old: old, state)
 
 
 # --- checks

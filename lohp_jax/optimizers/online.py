@@ -7,7 +7,6 @@ import optax
 
 from lohp_jax.optimizers.mixing import (
     Group,
-    Guard,
     Mixed,
     Mixer,
     Scalars,
@@ -48,7 +47,6 @@ def hub_online(
     rate: float = 0.1,
     bounds: tuple[float, float] = (0.0, 1.0),
     group: Group = "tensor",
-    guard: Guard | None = "finite",
 ) -> optax.GradientTransformationExtraArgs:
     """U = a U_H + (1 - a) U_L, where a descends on the next loss: no gradient beyond the usual one.
 
@@ -63,12 +61,13 @@ def hub_online(
       rate: the most that a moves in a step.
       bounds: (low, high) of a.
       group: what shares an a: every "tensor", "module" or "global".
-      guard: as in `hub`.
+
+    Returns: a transformation whose guard is always on: see `hub`.
 
     Raises: ValueError for numbers out of range or an unknown option.
     """
     rule = online_mixer(alpha=alpha, rate=rate, bounds=bounds, group=group)
-    return mix_optimizers(hand_designed, learned, {"online": rule}, guard=guard, name="hub_online")
+    return mix_optimizers(hand_designed, learned, {"online": rule}, name="hub_online")
 
 
 def online_mixer(
@@ -113,4 +112,4 @@ def online_mixer(
             difference[name_of(path)] = wide(hand) - wide(theirs[path])
         return Mixed(updates, shares, shares, OnlineState(shares, difference))
 
-    return Mixer(init, mix)
+    return Mixer(init, mix, guarded=True)

@@ -8,7 +8,6 @@ import optax
 
 from lohp_jax.optimizers.mixing import (
     Group,
-    Guard,
     Mixed,
     Mixer,
     Tensors,
@@ -43,7 +42,6 @@ def hub_spike(
     sharpness: float = 2.0,
     decay: float = 0.999,
     group: Group = "tensor",
-    guard: Guard | None = "finite",
 ) -> optax.GradientTransformationExtraArgs:
     """Blends with s_i = r_i^p / (r_i^p + c^p), where r_i = |g_i| / sqrt(v_i).
 
@@ -61,12 +59,13 @@ def hub_spike(
       sharpness: p.
       decay: of the second moment, in [0, 1).
       group: what `hub_diagnostics` averages over.
-      guard: as in `hub`.
+
+    Returns: a transformation whose guard is always on: see `hub`.
 
     Raises: ValueError for numbers out of range or an unknown option.
     """
     rule = spike_mixer(threshold=threshold, sharpness=sharpness, decay=decay, group=group)
-    return mix_optimizers(hand_designed, learned, {"spike": rule}, guard=guard, name="hub_spike")
+    return mix_optimizers(hand_designed, learned, {"spike": rule}, name="hub_spike")
 
 
 def spike_mixer(
@@ -104,4 +103,4 @@ def spike_mixer(
         largest = combine(largest, group, jnp.maximum)
         return Mixed(updates, mean, largest, SpikeState(step, moments))
 
-    return Mixer(init, mix)
+    return Mixer(init, mix, guarded=True)

@@ -27,12 +27,9 @@ _MEMORY = 0.95  # of running sums: about twenty steps
 _LOSS_MEMORY = 0.9
 _SHARPNESS = 3.0  # of the switch from one update to the other
 _SIGNIFICANT = 1.0  # the score from which on it counts
-_RETREAT, _RETURN = 0.9, 1.02
-_RISING, _JUMP, _WARM_UP = (
-    2.5,
-    5.0,
-    5,
-)  # score of a trend, rise in usual changes, losses before that
+_RETREAT, _RETURN = 0.9, 1.02  # factors of the ratio
+_RISING = 2.5  # score of the loss's trend from which on it fails
+_JUMP, _WARM_UP = 5.0, 5  # rise in usual changes that is a failure, after so many losses
 
 
 class Tally(NamedTuple):
@@ -121,12 +118,13 @@ def hub_trust(
     against a running mean is beyond 2.5 of its own root mean squares). A rise within the noise of
     mini-batches is no failure. After a failure trust is to be earned anew.
 
-    What this guarantees: no step is longer than rho |U_H| in a tensor, rho <= bounds[1]; what is not
-    finite never reaches the parameters; nothing depends on the scale of the loss. What it does not: the
-    judgement is of one step ahead, so that of two descending optimizers it may prefer the one that is
-    faster now to the one that is better in the end (a larger or an annealed learning rate); and as all
-    sizes are relative to U_H, a learning rate that is far too small for it holds the learned update
-    back, too, and where U_H is zero nothing moves. Costs one more float32 array like the parameters.
+    What this guarantees: no step of a tensor is longer than the larger of rho |U_H| and |U_H|, with rho
+    in its bounds; what is not finite never reaches the parameters; nothing depends on the scale of the
+    loss. What it does not: it judges one step ahead, so that of two optimizers that descend it may
+    prefer the one that is faster now to the one that is better in the end (with a larger or an annealed
+    learning rate); and as all sizes are relative to U_H, a learning rate that is far too small for it
+    holds the learned update back, too, and where U_H is zero nothing moves. Costs one more float32
+    array like the parameters.
 
     Args:
       hand_designed: any optax transformation; sets the scale of the steps.
@@ -182,30 +180,33 @@ def trust_mixer(
         ratios = dict.fromkeys(names, start)
         return TrustState(ratios, none, zeros, zeros, zeros, tally, tally, difference, loss)
 
-    def mix(proposal, state):
-        gradients, ours, theirs, value = proposal
-        loss = _follow_loss(state.loss, value)
-        last = {path: state.difference[name_of(path)] for path in ours}
+    def judge(state, gradients, failed):
+        """By group: the share of the learned update, and whether (> 0) further would be better."""
+        last = {path: state.difference[name_of(path)] for path in gradients}
         cost = _stack(inner(gradients, last, group))
         size = _norm(gradients, group) * state.size
         evidence = _add(state.evidence, _quotient(cost + optimism * state.before, size))
-        evidence = jax.tree.map(lambda x: jnp.where(loss.failed, 0.0, x), evidence)
+        evidence = jax.tree.map(lambda x: jnp.where(failed, 0.0, x), evidence)
         overshoot = _add(state.overshoot, _quotient(cost, size))
-        trust, further = (
-            jax.nn.sigmoid(-_SHARPNESS * (_score(evidence) + caution)),
-            -_score(overshoot),
-        )
+        trust = jax.nn.sigmoid(-_SHARPNESS * (_score(evidence) + caution))
+        further = -_score(overshoot)
         if not fall_back:
             trust, further = jnp.ones_like(trust), jnp.full_like(further, jnp.inf)
+        return trust, further, evidence, overshoot
 
-        rho = _stack(state.ratio)
-        success = loss.falling & (further > _SIGNIFICANT) & (state.used > rho)
-        rho = jnp.where(success, rho * grow, rho)
-        rho = jnp.where(further < -_SIGNIFICANT, jnp.minimum(rho, state.used) * _RETREAT, rho)
-        idle = jnp.clip(ratio, _stack(state.ratio) / _RETURN, _stack(state.ratio) * _RETURN)
-        rho = jnp.where(trust < 0.5, idle, rho)
-        rho = jnp.clip(jnp.where(loss.failed, rho * shrink, rho), *bounds)
+    def next_ratio(state, trust, further, loss):
+        old = _stack(state.ratio)
+        success = loss.falling & (further > _SIGNIFICANT) & (state.used > old)
+        rho = jnp.where(success, old * grow, old)
+        rho = jnp.where(further < -_SIGNIFICANT, jnp.minimum(old, state.used) * _RETREAT, rho)
+        rho = jnp.where(trust < 0.5, jnp.clip(ratio, old / _RETURN, old * _RETURN), rho)
+        return jnp.clip(jnp.where(loss.failed, rho * shrink, rho), *bounds)
 
+    def mix(proposal, state):
+        gradients, ours, theirs, value = proposal
+        loss = _follow_loss(state.loss, value)
+        trust, further, evidence, overshoot = judge(state, gradients, loss.failed)
+        rho = next_ratio(state, trust, further, loss)
         hand, learned = _norm(ours, group), _norm(theirs, group)
         scale = jnp.minimum(1.0, rho * _quotient(hand, learned))
         updates, move = {}, {}
@@ -214,6 +215,7 @@ def trust_mixer(
             reduced, share = factors.get(group_of(path, group), (1.0, 1.0))  # if without entries
             move[path] = reduced * wide(theirs[path]) - wide(u)
             updates[path] = (wide(u) + share * move[path]).astype(u.dtype)
+        shares = dict(zip(state.ratio, 1.0 - trust, strict=True))
         state = TrustState(
             ratio=dict(zip(state.ratio, rho, strict=True)),
             failures=state.failures + loss.failed,
@@ -225,7 +227,6 @@ def trust_mixer(
             difference={name_of(path): leaf for path, leaf in move.items()},
             loss=loss,
         )
-        shares = dict(zip(state.ratio, 1.0 - trust, strict=True))
         return Mixed(updates, shares, shares, state)
 
     return Mixer(init, mix, guarded=True)

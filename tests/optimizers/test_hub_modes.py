@@ -82,7 +82,8 @@ def test_the_rule_survives_large_gradients(mode):
     params, _ = run(hub(ADAM, FASTER, mode=mode), gradients=large)
     with jax.enable_x64(True):
         wide = jax.tree.map(np.float64, PARAMS)
-        expected, _ = run(hub(ADAM, FASTER, mode=mode), params=wide, gradients=large)
+        expected, state = run(hub(ADAM, FASTER, mode=mode), params=wide, gradients=large)
+        chex.assert_trees_all_equal_dtypes(state, hub(ADAM, FASTER, mode=mode).init(wide))
     chex.assert_trees_all_close(params, expected, rtol=1e-3)
 
 
@@ -333,8 +334,9 @@ def test_every_tensor_can_have_its_own_mode(one, other):
     assert list(read[reading]) == ["head/b"]
 
 
-def test_a_tensor_in_trust_is_guarded_and_its_neighbours_are_as_published():
-    mode = lambda path: "trust" if path[0] == "body" else "vanilla"  # noqa: E731
+@pytest.mark.parametrize("ours", ["trust", "spike", "online"])
+def test_our_modes_are_guarded_and_their_neighbours_are_as_published(ours):
+    mode = lambda path: ours if path[0] == "body" else "vanilla"  # noqa: E731
     everywhere = optax.stateless(lambda u, _: jax.tree.map(lambda x: x * jnp.nan, u))
     optimizer = hub(ADAM, everywhere, mode=mode)
     updates, state = optimizer.update(normal(), optimizer.init(PARAMS), PARAMS, value=1.0)

@@ -1,5 +1,6 @@
 """A learned optimizer that diverges goes back to where all was well."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -93,6 +94,20 @@ def test_many_bad_losses_leave_the_parameters_where_they_were():
     for optimizer in (increase_steps(planned, 5), min_loss_reinit(planned(5))):
         path, _ = run(optimizer, [np.nan] * 4)
         np.testing.assert_array_equal(path, np.broadcast_to(START["x"], path.shape))
+
+
+@pytest.mark.parametrize("optimizer", [increase_steps(planned, 9), min_loss_reinit(planned(9))])
+def test_parameters_and_state_can_be_donated(optimizer):
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, loss):
+        updates, state = optimizer.update(GRADIENTS, state, params, value=loss)
+        return optax.apply_updates(params, updates), state
+
+    params = jax.tree.map(jnp.array, START)
+    carry = params, optimizer.init(params)
+    for loss in (1.0, 2.0, np.nan):
+        carry = step(*carry, loss)
+    assert np.isfinite(carry[0]["x"]).all()
 
 
 def test_a_restart_under_vmap_touches_only_its_own_run():

@@ -5,6 +5,8 @@ updates have no meaning; so that the loss must fall, the output that scales them
 to a small constant, which makes HUB's blend AdamW plus a disturbance two orders smaller.
 """
 
+import pathlib
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -13,10 +15,11 @@ import optax
 import pytest
 from flax import linen, nnx
 
-from lohp_jax import hub, load_theta, save_theta, velo
+from lohp_jax import celo, hub, load_theta, save_theta, velo
 from lohp_jax.optimizers.hub import hub_diagnostics
 from lohp_jax.optimizers.theta import expected_shapes
 
+CELO = pathlib.Path(__file__).parents[2].parent / "shared" / "oracles" / "celo_theta.state"
 X = np.float32(np.random.default_rng(0).normal(size=(64, 3)))
 Y = np.sin(X @ np.float32([[1.0], [-2.0], [0.5]]))
 
@@ -103,3 +106,17 @@ def test_steps_beyond_those_planned_stay_finite(path):
 
     losses, _ = train(loss_fn, params, optimizer, num_steps=40)
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
+
+
+@pytest.mark.skipif(not CELO.exists(), reason=f"the weights of Celo are not here ({CELO})")
+def test_with_the_published_weights_of_celo_it_ends_below_the_hand_designed_optimizer():
+    params, apply = haiku_model()
+
+    def loss_fn(params):
+        return jnp.mean((apply(params, X) - Y) ** 2)
+
+    hand = optax.adamw(1e-2)
+    learned = celo(load_theta(CELO), num_steps=60)
+    guarded, _ = train(loss_fn, params, hub(hand, learned, mode="trust"))
+    alone, _ = train(loss_fn, params, optax.with_extra_args_support(hand))
+    assert guarded[-1] < alone[-1]

@@ -1,0 +1,67 @@
+"""The guard of what mixes two optimizers: nothing that is not finite reaches parameters or lasts."""
+
+import functools
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lohp_jax.types import PyTree
+
+Tensors = dict[Hashable, jax.Array]
+
+
+def not_finite(tensors: Tensors, guarded: list[Hashable]) -> Tensors:
+    """By path, whether any entry is not finite."""
+    # 0 * x is 0 unless x is not finite; a sum takes half the time of looking at every entry
+    return {path: ~jnp.isfinite(jnp.sum(tensors[path] * 0)) for path in guarded}
+
+
+def replace(tensors: Tensors, where: Tensors, others: Tensors | None = None) -> Tensors:
+    """`others`, or zeros, instead of the tensors where so flagged."""
+    out = dict(tensors)
+    for path, flag in where.items():
+        out[path] = _where(flag, others[path] if others else 0, tensors[path])
+    return out
+
+
+def repair(
+    params: PyTree,
+    structure: Any,
+    optimizer: optax.GradientTransformation,
+    updates: Tensors,
+    state: optax.OptState,
+    bad: Tensors,
+    others: Tensors | None,
+) -> tuple[Tensors, optax.OptState]:
+    """Other updates for bad tensors, and a fresh state; also for what all share if not finite.
+
+    In a branch of its own: a select over every state would cost as much as an optimizer step, and what
+    enters a branch is computed once, where XLA would compute a fused update again for each of its uses.
+    """
+    if not bad:
+        return updates, state
+    flags = structure.unflatten([bad.get(path, jnp.zeros((), bool)) for path in updates])
+
+    def mirrors_params(node):
+        return jax.tree.structure(node) == structure
+
+    def fresh(node, new):
+        if mirrors_params(node):
+            return jax.tree.map(_where, flags, new, node)
+        if not jnp.issubdtype(jnp.result_type(node), jnp.inexact):  # a count, or a key
+            return node
+        return _where(~jnp.all(jnp.isfinite(node)), new, node)
+
+    def repaired(updates, state):
+        state = jax.tree.map(fresh, state, optimizer.init(params), is_leaf=mirrors_params)
+        return replace(updates, bad, others), state
+
+    any_bad = functools.reduce(jnp.logical_or, bad.values())
+    return jax.lax.cond(any_bad, repaired, lambda *same: same, updates, state)
+
+
+def _where(flag: jax.Array, other: jax.Array | int, leaf: jax.Array) -> jax.Array:
+    return jnp.where(flag, other, leaf).astype(leaf.dtype)
