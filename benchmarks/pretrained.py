@@ -3,7 +3,7 @@
 On held-out tasks of the families that it was meta-trained on and of others, at the horizons that it was
 meta-trained for and beyond:
 
-    python benchmarks/pretrained.py --run runs/small [--families NAME ...] [--horizons T ...] [--jobs 2]
+    python benchmarks/pretrained.py --run runs/small [--families NAME ...] [--horizons T ...]
 
 Rows of families and horizons that are not run again stay, as long as they are of the same theta.
 
@@ -50,13 +50,13 @@ def settings_of(method: str) -> dict:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *metas)
 
 
-def compare(name: str, horizons: list[int]) -> list[dict]:
+def compare(name: str, horizons: list[int], tasks_per_seed: int | None) -> list[dict]:
     """Rows of one family: every method and horizon."""
     family, rows = meta_family(name), []
     adams = make_trainer(family, adam, split="held_out")
     learned = make_trainer(family, small_optimizer, split="held_out")
     for horizon in horizons:
-        tasks = HORIZONS[horizon]
+        tasks = tasks_per_seed or HORIZONS[horizon]
         keys = jax.vmap(lambda seed, n=tasks: jax.random.split(jax.random.key(1000 + seed), n))(
             jnp.arange(NUM_SEEDS)
         ).reshape(-1)
@@ -157,13 +157,19 @@ def main() -> None:
     parser.add_argument("--run", type=pathlib.Path, required=True)
     parser.add_argument("--families", nargs="+", choices=META_FAMILIES, default=list(META_FAMILIES))
     parser.add_argument("--horizons", nargs="+", type=int, choices=HORIZONS, default=list(HORIZONS))
+    parser.add_argument(
+        "--tasks", type=int, help="for each seed; unset for fewer where runs are long"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="families at a time")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
     arguments = parser.parse_args()
     made = json.loads((arguments.run / "results.json").read_text())
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
-        running = [pool.submit(compare, name, arguments.horizons) for name in arguments.families]
+        running = [
+            pool.submit(compare, name, arguments.horizons, arguments.tasks)
+            for name in arguments.families
+        ]
         rows = [row for future in running for row in future.result()]
     kept, commands = [], []
     if arguments.out.exists():
