@@ -74,13 +74,15 @@ def scale_by_celo2(theta: Params, *, orthogonalise: bool = True) -> optax.Gradie
     def init(params):
         leaves, structure = jax.tree.flatten(params)
         built = [init_accumulators(jnp.atleast_1d(leaf)) for leaf in leaves]
-        columns = zip(*built, strict=True)
+        columns = zip(*built, strict=True) if built else [()] * len(Accumulators._fields)
         return Celo2State(Accumulators(*map(structure.unflatten, columns)))
 
     def update(updates, state, params=None):
         if params is None:
             raise ValueError("celo2: update needs the parameters, got None.")
         leaves, structure = jax.tree.flatten(updates)
+        if not leaves:  # vectors only, which are not ours
+            return updates, state
         columns = [jax.tree.leaves(tree) for tree in state.accumulators]
         results = [
             _step(Accumulators(*row), gradient, param, weights, orthogonalise)

@@ -3,6 +3,7 @@
 import difflib
 import importlib.resources
 
+import jax
 import optax
 
 from lohp_jax.optimizers.small import Rate, pack_rate, small_optimizer
@@ -46,7 +47,8 @@ def pretrained_optimizer(
     """
     _check_name("pretrained_optimizer", name)
     for what, value in (("num_steps", num_steps), ("learning_rate", learning_rate)):
-        if value is not None and not 0 < value < float("inf"):
+        known = value is not None and not isinstance(value, jax.Array)  # not traced
+        if known and not 0 < value < float("inf"):
             raise ValueError(
                 f"pretrained_optimizer: {what} must be finite and positive, got {value}."
             )

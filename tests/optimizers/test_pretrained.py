@@ -86,3 +86,15 @@ def test_unknown_name(function):
 def test_bad_numbers(options, message):
     with pytest.raises(ValueError, match=message):
         pretrained_optimizer("small", **options)
+
+
+def test_learning_rates_can_be_mapped_over():
+    params, gradients = {"w": jnp.ones((4, 3))}, {"w": jnp.full((4, 3), 0.5)}
+
+    def first_update(rate):
+        optimizer = pretrained_optimizer("small", 100, learning_rate=rate)
+        return optimizer.update(gradients, optimizer.init(params), params)[0]["w"]
+
+    updates = jax.vmap(first_update)(jnp.array([0.01, 0.03]))
+    np.testing.assert_allclose(updates[1], 3 * updates[0], rtol=1e-5)
+    assert float(jnp.max(jnp.abs(updates[0]))) > 0

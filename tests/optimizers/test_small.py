@@ -48,3 +48,12 @@ def test_learning_rate_follows_from_the_number_of_steps(num_steps, exponent, pow
     peak = 0.02 * (num_steps / 1000) ** exponent
     shape = (1 - np.arange(num_steps) / num_steps) ** power
     np.testing.assert_allclose(sizes, [*(peak * shape), 0.0, 0.0], rtol=1e-3, atol=1e-8)
+
+
+def test_parameters_without_a_matrix_go_by_adamw_alone():
+    meta = small_start(KEY, learning_rate=0.02)
+    params, gradients = {"b": jnp.ones(3)}, {"b": jnp.array([1.0, -2.0, 3.0])}
+    optimizer = small_optimizer(meta, 100)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    peak = 0.02  # of 1000 steps and, with an exponent of 0, of any number
+    np.testing.assert_allclose(updates["b"], [-peak, peak, -peak], rtol=1e-5)
