@@ -1,0 +1,143 @@
+"""The tasks of benchmarks/hub.py, small enough for a CPU."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from lohp_jax.data import image_set
+from lohp_jax.data.folders import folder_images
+from lohp_jax.data.lane import read_drive, render_drive
+from lohp_jax.data.volume import read_volume
+from lohp_jax.tasks.classification import classification
+from lohp_jax.tasks.fine_tuning import fine_tuning, pretrain, transfer_pair
+from lohp_jax.tasks.lane_keeping import lane_keeping
+from lohp_jax.tasks.ltc_sine import ltc_sine
+from lohp_jax.tasks.oscillating import oscillating
+from lohp_jax.tasks.siren import siren
+from lohp_jax.types import TaskFamily
+
+_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+_LOW_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+_FRAME = (33, 100)
+_CHANNELS = (8, 12, 16, 16)
+
+
+class Task(NamedTuple):
+    """What every arm is run on.
+
+    Attributes:
+      family: the task.
+      num_steps: gradients of a run.
+      metric: what `evaluate` is read for, "objective" or "accuracy".
+      hand: the hand-designed arm from its learning rate, as in the paper's experiment.
+      rates: the five learning rates tried.
+      num_seeds: at least 5 and a multiple of 5, so that the trials take one batch of the same size.
+      clip: bound of the global norm of the gradient, for all arms; None for none.
+    """
+
+    family: TaskFamily
+    num_steps: int
+    metric: str = "objective"
+    hand: Callable[[Any], optax.GradientTransformation] = optax.adam
+    rates: tuple[float, ...] = _RATES
+    num_seeds: int = 10
+    clip: float | None = None
+
+
+def cost_of(metric: str) -> Callable[[np.ndarray], np.ndarray]:
+    """What is to be small: the objective, or one minus the accuracy."""
+    return {"objective": lambda score: score, "accuracy": lambda score: 1 - score}[metric]
+
+
+def _classification(data: str, network: str, root: pathlib.Path | None, **options) -> Task:
+    images = image_set(data, data_dir=str(root / "tfds") if root else None)
+    family = classification(images, network, batch_size=64, **options)
+    return Task(family, 500, "accuracy", rates=_LOW_RATES, num_seeds=5)
+
+
+def _fine_tuning(root: pathlib.Path | None) -> Task:
+    source, target = transfer_pair(image_set("digits"), "rotated")
+    return _tuned_from(source, target, 500)
+
+
+def _fine_tuning_pacs(root: pathlib.Path | None) -> Task:
+    source, target = (
+        folder_images(root / "pacs" / "pacs_64.zip", domain=domain, image_size=32)
+        for domain in ("photo", "sketch")
+    )
+    return _tuned_from(source, target, 300)
+
+
+def _tuned_from(source, target, num_steps: int) -> Task:
+    theta_0 = jax.jit(
+        functools.partial(pretrain, classification(source, channels=(16, 32)), num_steps=1000)
+    )(jax.random.key(0))
+    family = fine_tuning(source, target, theta_0, channels=(16, 32))
+    return Task(family, num_steps, "accuracy", optax.adamw, _LOW_RATES, num_seeds=5)
+
+
+def _lane(root: pathlib.Path | None, head: str, *, real: bool) -> Task:
+    drive = functools.partial(render_drive, num_frames=128, size=_FRAME)
+    if real:
+        drive = read_drive(root / "deeppicar", size=_FRAME)
+    family = lane_keeping(drive, head=head, channels=_CHANNELS, batch_size=4, sequence_length=8)
+    return Task(family, 300, rates=_LOW_RATES, num_seeds=5)
+
+
+def _siren(root: pathlib.Path | None, *, real: bool) -> Task:
+    volume = read_volume(root / "volume" / "spm152.nii.gz") if real else None
+    return Task(siren(volume), 1000, hand=optax.adamax, num_seeds=5)
+
+
+TASKS: dict[str, Callable[[pathlib.Path | None], Task]] = {
+    "radial_2": lambda root: Task(oscillating(2), 500),
+    "radial_1000": lambda root: Task(oscillating(1000), 500),
+    "separable_1000": lambda root: Task(oscillating(1000, form="separable"), 500),
+    "ltc_sine_8": lambda root: Task(ltc_sine(8), 1000),
+    "ltc_sine_16": lambda root: Task(ltc_sine(16), 1000),
+    "siren": functools.partial(_siren, real=False),
+    "lane_lstm": functools.partial(_lane, head="lstm", real=False),
+    "lane_ltc": functools.partial(_lane, head="ltc", real=False),
+    "fine_tuning": _fine_tuning,
+    "digits_cnn": functools.partial(_classification, "digits", "cnn"),
+    "digits_vit": functools.partial(
+        _classification, "digits", "vit", depth=2, width=32, num_heads=4, patch_size=2
+    ),
+    "deeppicar_lstm": functools.partial(_lane, head="lstm", real=True),
+    "deeppicar_ltc": functools.partial(_lane, head="ltc", real=True),
+    "siren_brain": functools.partial(_siren, real=True),
+    "fine_tuning_pacs": _fine_tuning_pacs,
+}
+"""By name, from the folder of the data sets that do not ship."""
+NEEDS_DATA = ("deeppicar_lstm", "deeppicar_ltc", "siren_brain", "fine_tuning_pacs")
+
+ABOUT = {
+    "radial_2": "Eq. 6 of the paper in 2 dimensions; the gate of vanilla HUB is constant here.",
+    "radial_1000": "The same in 1,000 dimensions.",
+    "separable_1000": "A sum over the entries, where the gate can act.",
+    "ltc_sine_8": "A liquid network of 8 neurons learns a sine; mean squared error.",
+    "ltc_sine_16": "The same with 16 neurons.",
+    "siren": "A synthetic volume of 64³ voxels of 16 bits in 503 weights; mean squared error of "
+    "intensities between 0 and 100.",
+    "lane_lstm": "Synthetic drives, 33 x 100 pixels, a small convolutional net and an LSTM; mean "
+    "squared error in degrees², on the last part of the drive.",
+    "lane_ltc": "The same with a liquid network of 19 neurons.",
+    "fine_tuning": "A convolutional net of the digits learns digits turned by 90 degrees.",
+    "digits_cnn": "A convolutional net on the digits.",
+    "digits_vit": "A small vision transformer on the digits.",
+    "deeppicar_lstm": "The frames of DeepPiCar, last part unseen; mean squared error in degrees².",
+    "deeppicar_ltc": "The same with a liquid network of 19 neurons.",
+    "siren_brain": "A brain (ICBM 152) of 64³ voxels.",
+    "fine_tuning_pacs": "A convolutional net of photos (PACS, 32 x 32) learns sketches.",
+}
+PAPER = {
+    "ltc_sine_8": {"Adam": 0.0119, "VeLO": float("nan"), "LGL2O": 0.1641, "HUB": 4.87e-5},
+    "deeppicar_lstm": {"Adam": 13.4, "VeLO": 8.2, "LGL2O": 25.4, "HUB": 4.27},
+    "deeppicar_ltc": {"Adam": 9.14, "VeLO": 5378, "LGL2O": 78.1, "HUB": 3.12},
+}
+"""One number for each cell there, with a random split of the frames."""
