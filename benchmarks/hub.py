@@ -201,7 +201,7 @@ def learned_rules(thetas: dict[str, str]) -> dict[str, Callable[[int], Any]]:
 def main() -> None:
     """Runs what is missing."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--tasks", nargs="+", default=list(hub_tasks.TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=hub_tasks.TASKS)
     parser.add_argument("--arms", nargs="+", help="only these, e.g. hand celo/hub_trust")
     parser.add_argument("--theta", nargs="*", default=[], metavar="RULE=PATH")
     parser.add_argument("--data", type=pathlib.Path, help="folder of data sets that do not ship")
@@ -209,7 +209,8 @@ def main() -> None:
     arguments = parser.parse_args()
     rules = learned_rules(dict(pair.split("=", 1) for pair in arguments.theta))
     results = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
-    for name in arguments.tasks:
+    possible = [t for t in hub_tasks.TASKS if arguments.data or t not in hub_tasks.NEEDS_DATA]
+    for name in arguments.tasks or possible:
         task = hub_tasks.TASKS[name](arguments.data)
         arms = alone(task)
         for rule, learned in rules.items():
