@@ -242,7 +242,7 @@ def _follow_loss(old: LossTrend, value: jax.Array | None) -> LossTrend:
     value = jnp.float32(value)
     finite = jnp.isfinite(value)
     change = jnp.where(finite & (old.step > 0), value - old.mean, 0.0)
-    weight = (1.0 - _MEMORY**old.step) / (1.0 - _MEMORY)
+    weight = (1.0 - jnp.float32(_MEMORY) ** old.step) / (1.0 - _MEMORY)
     most = _JUMP * jnp.sqrt(_quotient(old.trend.square, weight))
     jumped = (old.step > _WARM_UP) & (change > most)
     change = jnp.where(jumped, most, change)  # an outlier must not hide what comes after it
