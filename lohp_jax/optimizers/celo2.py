@@ -12,10 +12,14 @@ import optax
 
 from lohp_jax.optimizers.features import (
     Accumulators,
-    channels,
+    check_like,
+    check_params,
     clip_gradient,
-    init_accumulators,
+    init_tensors,
+    join_tensors,
+    map_tensors,
     perceptron,
+    split_tensors,
     update_accumulators,
 )
 from lohp_jax.optimizers.theta import check_theta
@@ -72,48 +76,42 @@ def scale_by_celo2(theta: Params, *, orthogonalise: bool = True) -> optax.Gradie
     weights = theta["ff_mod_stack"]["~"]
 
     def init(params):
-        leaves, structure = jax.tree.flatten(params)
-        built = [init_accumulators(jnp.atleast_1d(leaf)) for leaf in leaves]
-        columns = zip(*built, strict=True) if built else [()] * len(Accumulators._fields)
-        return Celo2State(Accumulators(*map(structure.unflatten, columns)))
+        check_params("celo2", params)
+        return Celo2State(init_tensors(params))
 
     def update(updates, state, params=None):
-        if params is None:
-            raise ValueError("celo2: update needs the parameters, got None.")
+        check_like("celo2", state.accumulators.rms, gradients=updates, parameters=params)
         leaves, structure = jax.tree.flatten(updates)
-        if not leaves:  # vectors only, which are not ours
-            return updates, state
-        columns = [jax.tree.leaves(tree) for tree in state.accumulators]
-        results = [
-            _step(Accumulators(*row), gradient, param, weights, orthogonalise)
-            for *row, gradient, param in zip(*columns, leaves, jax.tree.leaves(params), strict=True)
+        flat = [jnp.atleast_1d(jnp.float32(p)) for p in jax.tree.leaves(params)]
+        gradients = [jnp.atleast_1d(jnp.float32(g)) for g in leaves]
+        new = [
+            update_accumulators(old, g, rms_decay=_RMS_DECAY)
+            for old, g in zip(split_tensors(state.accumulators), gradients, strict=True)
         ]
-        directions, built = zip(*results, strict=True)
-        accumulators = Accumulators(*map(structure.unflatten, zip(*built, strict=True)))
-        return structure.unflatten(directions), Celo2State(accumulators)
+        directions, _ = map_tensors(step_tensor, list(zip(new, gradients, flat, strict=True)))
+        steps = [
+            s.reshape(g.shape).astype(g.dtype) for s, g in zip(directions, leaves, strict=True)
+        ]
+        return structure.unflatten(steps), Celo2State(join_tensors(new, structure))
+
+    def step_tensor(tensor, _):
+        accumulators, gradient, param = tensor
+        axes = tuple(range(gradient.ndim))[-2:]
+        direction, *_ = perceptron(
+            accumulators,
+            clip_gradient(gradient),
+            param,
+            weights,
+            rms_floor=1e-8,
+            axes=axes,
+            mean_floor=1e-9,
+        )
+        if orthogonalise and gradient.ndim >= 2:
+            direction = newton_schulz(direction)
+        size = jnp.sqrt(jnp.mean(direction**2, axes, keepdims=True) + 1e-9)
+        return direction / size, ()
 
     return optax.GradientTransformation(init, update)
-
-
-def _step(
-    old: Accumulators,
-    gradient: jax.Array,
-    param: jax.Array,
-    weights: dict[str, jax.Array],
-    orthogonalise: bool,
-) -> tuple[jax.Array, Accumulators]:
-    """Direction and accumulators of one tensor."""
-    shape, dtype = gradient.shape, gradient.dtype
-    gradient, param = (jnp.atleast_1d(jnp.float32(x)) for x in (gradient, param))
-    gradient = clip_gradient(gradient)
-    accumulators = update_accumulators(old, gradient, rms_decay=_RMS_DECAY)
-    groups = channels(accumulators, gradient, param, rms_floor=1e-8)
-    axes = tuple(range(gradient.ndim))[-2:]
-    direction, *_ = perceptron(groups, weights, normalise_over=axes, normalise_floor=1e-9)
-    if orthogonalise and gradient.ndim >= 2:
-        direction = newton_schulz(direction)
-    direction *= jax.lax.rsqrt(jnp.mean(direction**2, axes, keepdims=True) + 1e-9)
-    return direction.reshape(shape).astype(dtype), accumulators
 
 
 def newton_schulz(matrix: jax.Array) -> jax.Array:

@@ -1,17 +1,22 @@
 """What learned optimizers see of one tensor: accumulators over time and features of every parameter.
 
 Shared by VeLO (Metz et al., 2022, arXiv 2211.09760) and its relatives. Arrays here belong to one tensor
-of shape S; a scalar counts as a tensor of one entry. The features are lists of channels, each of a
-shape that broadcasts to S, so that no array of all parameters times all channels is ever formed: XLA
-fuses the channels into the sums that the first layer takes of them.
+of shape S; a scalar counts as a tensor of one entry. No array of all parameters times all channels is
+ever formed: a first pass over the parameters takes the mean square of every channel, a second one
+forms each channel anew inside the sums of the first layer.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import functools
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from lohp_jax.types import PyTree
 
 DECAYS = (0.9, 0.99, 0.999)
 """Of the momenta and of the factored second moments."""
@@ -19,16 +24,19 @@ NUM_CHANNELS = (1, 1, 1, 3, 1, 3, 1, 3, 1, 3, 3, 3, 3, 3)
 """Channels of each group of features, 30 in all."""
 _LARGEST_GRADIENT = 1000.0
 _FLOOR = 1e-9
+_LARGE, _FEW = 2**16, 8
+_SHORT_LOOP, _LONG_LOOP = 2**8, 2**22
 
 
 class Accumulators(NamedTuple):
-    """Running means of one tensor, without bias correction; the last axis is that of the decays.
+    """Running means of one tensor, without bias correction.
 
     Attributes:
-      momentum: `S + (3,)`, of the gradient.
-      rms: `S + (1,)`, of its square.
-      row: second moment without the largest axis, last axis 3; for vectors and scalars `S + (3,)`.
-      col: without the second largest axis; empty for vectors and scalars.
+      momentum: `(3,) + S`, of the gradient, by decay.
+      rms: `S`, of its square.
+      row: `(3,) + S` but for the largest axis, which is 1: means of the square over that axis. Vectors
+        and scalars keep it all.
+      col: the same for the second largest axis; empty for vectors and scalars.
     """
 
     momentum: jax.Array
@@ -50,104 +58,158 @@ def factored_axes(shape: Sequence[int]) -> tuple[int, int] | None:
     return int(largest), int(second)
 
 
+def check_params(rule: str, params: PyTree) -> None:
+    """Raises a ValueError for leaves that are not real floating-point numbers, or have no entries."""
+    for path, leaf in jax.tree.leaves_with_path(params):
+        dtype, size = jnp.result_type(leaf), math.prod(jnp.shape(leaf))
+        if size and jnp.issubdtype(dtype, jnp.floating):
+            continue
+        raise ValueError(
+            f"{rule}: expected floating-point parameters, got {dtype}{[*jnp.shape(leaf)]} at "
+            f"{jax.tree_util.keystr(path) or 'the root'}; leave it out with optax.masked."
+        )
+
+
+def check_like(rule: str, expected: PyTree, **trees: PyTree) -> None:
+    """Raises a ValueError for a tree of `update` that is None, or unlike the parameters of `init`.
+
+    Scalars and tensors of shape `[1]` are alike.
+    """
+    structure = jax.tree.structure(expected)
+    shapes = [jnp.shape(leaf) or (1,) for leaf in jax.tree.leaves(expected)]
+    for name, tree in trees.items():
+        if tree is None:
+            raise ValueError(f"{rule}: update needs the {name}, got None.")
+        actual = [jnp.shape(leaf) or (1,) for leaf in jax.tree.leaves(tree)]
+        if jax.tree.structure(tree) != structure or actual != shapes:
+            raise ValueError(
+                f"{rule}: the {name} of update are unlike the parameters of init, expected "
+                f"{jax.tree.map(jnp.shape, expected)}, got {jax.tree.map(jnp.shape, tree)}; "
+                "call init for new parameters."
+            )
+
+
+def init_tensors(params: PyTree) -> Accumulators:
+    """`Accumulators` of pytrees like the parameters, all zero."""
+    leaves, structure = jax.tree.flatten(params)
+    return join_tensors([init_accumulators(jnp.atleast_1d(leaf)) for leaf in leaves], structure)
+
+
+def split_tensors(accumulators: Accumulators) -> list[Accumulators]:
+    """`Accumulators` of pytrees -> one for every tensor."""
+    columns = [jax.tree.leaves(tree) for tree in accumulators]
+    return [Accumulators(*row) for row in zip(*columns, strict=True)]
+
+
+def join_tensors(tensors: Sequence[Accumulators], structure: Any) -> Accumulators:
+    """One `Accumulators` for every tensor -> of pytrees."""
+    fields = range(len(Accumulators._fields))
+    return Accumulators(*(structure.unflatten([tensor[i] for tensor in tensors]) for i in fields))
+
+
 def init_accumulators(param: jax.Array) -> Accumulators:
     """Zeros for a tensor."""
     shape, axes = param.shape, factored_axes(param.shape)
     count = len(DECAYS)
-    row, col = (*shape, count), (0, count)
+    row, col = (count, *shape), (0,)
     if axes:
-        row, col = ((*(n for i, n in enumerate(shape) if i != axis), count) for axis in axes)
-    shapes = (*shape, count), (*shape, 1), row, col
-    return Accumulators(*(jnp.zeros(s, jnp.float32) for s in shapes))
+        row, col = ((count, *(1 if i == axis else n for i, n in enumerate(shape))) for axis in axes)
+    return Accumulators(*(jnp.zeros(s, jnp.float32) for s in ((count, *shape), shape, row, col)))
 
 
+@functools.partial(jax.jit, static_argnames="rms_decay")
 def update_accumulators(
     old: Accumulators, gradient: jax.Array, *, rms_decay: float = 0.999
 ) -> Accumulators:
-    """One step with a clipped gradient."""
-
-    def moved(mean, value, decays=DECAYS):
-        decay = jnp.expand_dims(jnp.float32(decays), tuple(range(value.ndim)))
-        return decay * mean + (1 - decay) * value[..., None]
-
+    """One step; the gradient need not have been clipped."""
+    gradient = clip_gradient(gradient)
+    decays = np.float32(DECAYS).reshape(-1, *[1] * gradient.ndim)
     square, axes = gradient**2, factored_axes(gradient.shape)
-    momentum, rms = moved(old.momentum, gradient), moved(old.rms, square, (rms_decay,))
+
+    def moved(mean, value):
+        return decays * mean + (1 - decays) * value[None]
+
+    momentum, rms = moved(old.momentum, gradient), rms_decay * old.rms + (1 - rms_decay) * square
     if not axes:
         return Accumulators(momentum, rms, moved(old.row, square + 1e-30), old.col)
     row, col = (
-        moved(mean, jnp.mean(square + 1e-30, axis))
+        moved(mean, jnp.mean(square, axis, keepdims=True) + 1e-30)
         for mean, axis in zip(old[2:], axes, strict=True)
     )
     return Accumulators(momentum, rms, row, col)
 
 
-def channels(
-    accumulators: Accumulators, gradient: jax.Array, param: jax.Array, *, rms_floor: float
-) -> list[list[jax.Array]]:
-    """The 14 groups of features, each a list of channels that broadcast to S, not yet normalised.
+def map_tensors(
+    function: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+    tensors: Sequence[PyTree],
+    rows: PyTree = (),
+) -> tuple[list[PyTree], PyTree]:
+    """`function(tensor, row)` for every tensor; those of equal shapes in one `jax.vmap`.
+
+    A large tensor with few like it stays alone: that needs no copy, but compiles it anew.
+
+    Args:
+      function: returns what stays apart for every tensor, and its row of what is put together. What
+        stays apart should end in a division: XLA would repeat sums and products for every tensor.
+      tensors: N pytrees of arrays.
+      rows: arrays with a leading axis N.
+
+    Returns: list of N pytrees, and arrays with a leading axis N.
+    """
+    if not tensors:
+        return [], rows
+    equal: dict[Any, list[int]] = {}
+    for j, tensor in enumerate(tensors):
+        leaves, structure = jax.tree.flatten(tensor)
+        equal.setdefault((structure, *(leaf.shape for leaf in leaves)), []).append(j)
+    groups = []
+    for members in equal.values():
+        size = max(leaf.size for leaf in jax.tree.leaves(tensors[members[0]]))
+        alone = len(members) == 1 or (size > _LARGE and len(members) <= _FEW)
+        groups += [[j] for j in members] if alone else [members]
+    apart: list[PyTree] = [None] * len(tensors)
+    together = []
+    for members in groups:
+        own = jax.tree.map(lambda x, members=members: x[np.array(members)], rows)
+        if len(members) == 1:
+            inputs = tensors[members[0]], jax.tree.map(lambda x: x[0], own)
+            results, row = jax.tree.map(lambda x: x[None], function(*inputs))
+        else:
+            same = [tensors[j] for j in members]
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *same)
+            results, row = jax.vmap(function)(stacked, own)
+        together.append(row)
+        for i, j in enumerate(members):
+            apart[j] = jax.tree.map(lambda x, i=i: x[i], results)
+    order = np.argsort(np.concatenate(groups))
+    return apart, jax.tree.map(lambda *parts: jnp.concatenate(parts)[order], *together)
+
+
+@functools.partial(jax.jit, static_argnames=("rms_floor", "axes", "mean_floor"))
+def perceptron(
+    accumulators: Accumulators,
+    gradient: jax.Array,
+    param: jax.Array,
+    weights: dict[str, jax.Array],
+    *,
+    rms_floor: float,
+    axes: tuple[int, ...],
+    mean_floor: float,
+) -> list[jax.Array]:
+    """Two hidden rectified layers over the 30 normalised channels of every parameter.
 
     Args:
       accumulators: after this step's update.
       gradient: `S`, clipped.
       param: `S`.
+      weights: `w0__k` `[n_k, hidden]` for group k of channels, `b0`, `w1`, `b1`, `w2`, `b2`.
       rms_floor: added to the running mean square under the root.
+      axes: over which the mean square of a channel becomes 1.
+      mean_floor: added to that mean square.
+
+    Returns: the outputs, each `S`.
     """
-    momentum, rms = _split(accumulators.momentum), accumulators.rms[..., 0]
-    scale = jax.lax.rsqrt(rms + rms_floor)
-    axes = factored_axes(param.shape)
-    if axes:
-        row, col = (
-            _split(jnp.expand_dims(x, axis)) for x, axis in zip(accumulators[2:], axes, strict=True)
-        )
-        second = axes[1]  # row keeps it, now beside the reduced axis
-        row_scale = [_rsqrt(r / (r.mean(second, keepdims=True) + _FLOOR)) for r in row]
-        factors = [r * _rsqrt(c) for r, c in zip(row_scale, col, strict=True)]
-        momentum_factors = factors
-    else:
-        row = col = _split(accumulators.row)
-        factors = [_rsqrt(d + _FLOOR) for d in row]
-        momentum_factors = [jax.lax.rsqrt(d) for d in row]
-    return [
-        [gradient],
-        [jnp.clip(gradient, -0.1, 0.1)],
-        [param],
-        momentum,
-        [rms],
-        [m * scale for m in momentum],
-        [scale],
-        [gradient * f for f in factors],
-        [gradient * scale],
-        row,
-        col,
-        [jax.lax.rsqrt(r + 1e-8) for r in row],
-        [jax.lax.rsqrt(c + 1e-8) for c in col],
-        [m * f for m, f in zip(momentum, momentum_factors, strict=True)],
-    ]
-
-
-def perceptron(
-    groups: list[list[jax.Array]],
-    weights: dict[str, jax.Array],
-    *,
-    normalise_over: tuple[int, ...] | None,
-    normalise_floor: float,
-) -> list[jax.Array]:
-    """Two hidden rectified layers over the normalised channels of every parameter.
-
-    Args:
-      groups: of `channels`.
-      weights: `w0__k` `[n_k, hidden]` for group k, `b0`, `w1`, `b1`, `w2`, `b2`.
-      normalise_over: axes whose mean square becomes 1; None for all of S.
-      normalise_floor: added to the mean square.
-
-    Returns: the outputs, each of a shape that broadcasts to S.
-    """
-    hidden = list(weights["b0"])
-    for k, group in enumerate(groups):
-        for channel, row in zip(group, weights[f"w0__{k}"], strict=True):
-            size = jnp.mean(channel**2, normalise_over, keepdims=True)
-            normal = channel * jax.lax.rsqrt(normalise_floor + size)
-            hidden = [h + normal * w for h, w in zip(hidden, row, strict=True)]
+    hidden = _first_layer(accumulators, gradient, param, weights, rms_floor, axes, mean_floor)
     for layer in ("1", "2"):
         rectified = [jax.nn.relu(h) for h in hidden]
         hidden = [
@@ -157,9 +219,129 @@ def perceptron(
     return hidden
 
 
-def _split(array: jax.Array) -> list[jax.Array]:
-    """The channels of the last axis."""
-    return [array[..., i] for i in range(array.shape[-1])]
+def _first_layer(
+    accumulators, gradient, param, weights, rms_floor, axes, mean_floor
+) -> list[jax.Array]:
+    """Sums over the channels; their products are regrouped by what they have in common."""
+    momentum, rms, row, col = accumulators
+    factors = _factors(row, col, param.shape)
+    sizes = _mean_squares(accumulators, gradient, param, factors, rms_floor, axes)
+    w = {k: _scaled(weights[f"w0__{k}"], size, mean_floor) for k, size in sizes.items()}
+    sides = _side_sums(row, col, weights, axes, mean_floor, param.shape)
+    root, small = jax.lax.rsqrt(rms + rms_floor), _small(gradient)
+    hidden = []
+    for h, bias in enumerate(weights["b0"]):
+        slope = w[0][0][h] + root * w[8][0][h]
+        total = bias + small * w[1][0][h] + param * w[2][0][h] + rms * w[4][0][h]
+        total += root * w[6][0][h] + sum(side[h] for side in sides)
+        for d, (for_gradient, for_momentum, shared) in enumerate(zip(*factors, strict=True)):
+            slope += for_gradient * shared * w[7][d][h]
+            own = w[3][d][h] + root * w[5][d][h] + for_momentum * shared * w[13][d][h]
+            total += momentum[d] * own
+        hidden.append(total + gradient * slope)
+    return hidden
+
+
+class _Factors(NamedTuple):
+    """What brings gradient and momentum to unit size, `(3,) + ` shapes that broadcast to S.
+
+    Attributes:
+      gradient: a factor of the gradient, constant along the largest axis.
+      momentum: the same for the momentum.
+      shared: a factor of both, constant along the second largest axis; 1 for vectors and scalars.
+    """
+
+    gradient: jax.Array
+    momentum: jax.Array
+    shared: jax.Array
+
+
+def _factors(row, col, shape) -> _Factors:
+    axes = factored_axes(shape)
+    if not axes:
+        return _Factors(_rsqrt(row + _FLOOR), jax.lax.rsqrt(row), jnp.ones((3, 1), jnp.float32))
+    rows = _rsqrt(row / (row.mean(axes[1] + 1, keepdims=True) + _FLOOR))
+    return _Factors(rows, rows, _rsqrt(col))
+
+
+def _mean_squares(accumulators, gradient, param, factors, rms_floor, axes):
+    """By group, of every channel that is no factored moment: `[n_k]`, over `axes`, which are kept."""
+    momentum, rms, *_ = accumulators
+    inverse = 1.0 / (rms + rms_floor)  # not of the second pass, so that no array is kept for it
+    together = {
+        1: [_small(gradient) ** 2],
+        5: [m**2 * inverse for m in momentum],
+        6: [inverse],
+        8: [gradient**2 * inverse],
+    }
+    sizes = jax.tree.unflatten(
+        jax.tree.structure(together), _means(jax.tree.leaves(together), axes)
+    )
+    apart = {0: gradient[None], 2: param[None], 3: momentum, 4: rms[None]}
+    behind = tuple(axis + 1 for axis in axes)
+    sizes |= {k: jnp.mean(x**2, behind, keepdims=True) for k, x in apart.items()}
+    # each factor once, before or after the first sum: XLA:CPU forms an array of what it uses twice
+    sizes[7] = _mean_product((gradient**2)[None] * factors.gradient**2, factors.shared, behind)
+    sizes[13] = _mean_product((momentum * factors.shared) ** 2, factors.momentum, behind)
+    return sizes
+
+
+def _mean_product(square, factor, axes):
+    """Mean of square factor^2 over axes; first over those that the factor does not have."""
+    first = tuple(axis for axis in axes if factor.shape[axis] == 1)
+    then = tuple(axis for axis in axes if axis not in first)
+    return jnp.mean(jnp.mean(square, first, keepdims=True) * factor**2, then, keepdims=True)
+
+
+def _side_sums(row, col, weights, axes, mean_floor, shape):
+    """What the factored moments and their inverse roots add to the first layer, hidden axis first."""
+    sides = [(row, 9), (col, 10)] if col.size else [(row, 9), (row, 10)]
+    behind = tuple(axis + 1 for axis in axes)
+    sums = []
+    for side, k in sides:
+        for x, group in ((side, k), (jax.lax.rsqrt(side + 1e-8), k + 2)):
+            weight = weights[f"w0__{group}"]
+            normal = x * jax.lax.rsqrt(mean_floor + jnp.mean(x**2, behind, keepdims=True))
+            if x[0].shape == shape:
+                sums.append(
+                    [sum(n * w for n, w in zip(normal, row, strict=True)) for row in weight.T]
+                )
+            else:  # XLA keeps a product of matrices, where it would repeat a sum for every parameter
+                sums.append(jnp.einsum("k...,kh->h...", normal, weight))
+    return sums
+
+
+def _scaled(weight, mean_squares, mean_floor):
+    """Weights `[n, h]` of channels as they are before they are normalised."""
+    scales = [jax.lax.rsqrt(mean_floor + x) for x in mean_squares]
+    return [[w * scale for w in row] for row, scale in zip(weight, scales, strict=True)]
+
+
+def _means(arrays: Sequence[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]:
+    """Means of arrays of one shape over `axes`, which are kept, in one loop over them all.
+
+    XLA:CPU would form an array of everything that two reductions share. A loop adds up one by one,
+    so it is short; longer than that, float32 sums lose digits.
+    """
+    shape = arrays[0].shape
+    inner = axes
+    while len(inner) > 1 and math.prod(shape[axis] for axis in inner[1:]) >= _SHORT_LOOP:
+        inner = inner[1:]
+    if math.prod(shape[axis] for axis in inner) > _LONG_LOOP:
+        return [jnp.mean(x, axes, keepdims=True) for x in arrays]
+
+    def add(x, y):
+        return tuple(map(operator.add, x, y))
+
+    zeros = (np.float32(0.0),) * len(arrays)
+    sums = jax.lax.reduce(tuple(arrays), zeros, add, inner)
+    count = math.prod(shape[axis] for axis in axes)
+    outer = axes[: len(axes) - len(inner)]
+    return [jnp.expand_dims(jnp.sum(s, outer) / count, axes) for s in sums]
+
+
+def _small(gradient: jax.Array) -> jax.Array:
+    return jnp.clip(gradient, -0.1, 0.1)
 
 
 def _rsqrt(x: jax.Array) -> jax.Array:

@@ -58,7 +58,7 @@ def load_theta(path: str | os.PathLike) -> Params:
     Returns: nested dict of float32 arrays for `velo`, `celo`, `celo_adam` or `celo2`.
 
     Raises: FileNotFoundError; ValueError for a file that is truncated or no msgpack, and for weights of
-      no known rule, with the first key, shape or dtype that does not fit.
+      no known rule, with the first key, shape or dtype that does not fit, or that are not finite.
     """
     import flax.serialization  # here, for a light `import lohp_jax`
     from msgpack.exceptions import UnpackException
@@ -80,6 +80,9 @@ def load_theta(path: str | os.PathLike) -> Params:
         check_theta(theta, rule)
     except ValueError as error:
         raise ValueError(f"{error} The file is {path}.") from None
+    for place, leaf in _flatten(theta).items():
+        if not np.isfinite(leaf).all():
+            raise ValueError(f"load_theta: {path} is not finite at {_name(place)}; fetch it again.")
     return theta
 
 

@@ -4,6 +4,7 @@ VeLO: Metz et al., 2022 (arXiv 2211.09760). Celo and Celo-Adam differ in what th
 and in what it controls. All three work on gradients and the training loss alone.
 """
 
+import numbers
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,14 +15,18 @@ import optax
 
 from lohp_jax.optimizers.features import (
     Accumulators,
-    channels,
+    check_like,
+    check_params,
     clip_gradient,
-    init_accumulators,
+    init_tensors,
+    join_tensors,
+    map_tensors,
     perceptron,
+    split_tensors,
     update_accumulators,
 )
 from lohp_jax.optimizers.theta import Rule, check_theta
-from lohp_jax.types import Params, PyTree
+from lohp_jax.types import Params
 
 _NUM_HORIZONS = 10
 _FRACTIONS = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)
@@ -44,6 +49,8 @@ class VeloState(NamedTuple):
     Attributes:
       step: int32, updates so far.
       accumulators: `Accumulators` of pytrees like the parameters.
+      summary: what the recurrent network will see of the accumulators in the next step, which need not
+        be read again: for VeLO `[tensors, 2, 4]`, see `_summarise`; empty for Celo.
       losses: `LossBuffer`.
       hidden: `[tensors, H]` of the recurrent network.
       cell: the same.
@@ -51,6 +58,7 @@ class VeloState(NamedTuple):
 
     step: jax.Array
     accumulators: Accumulators
+    summary: jax.Array
     losses: LossBuffer
     hidden: jax.Array
     cell: jax.Array
@@ -69,29 +77,33 @@ class CeloAdamState(NamedTuple):
 def velo(theta: Params, num_steps: int) -> optax.GradientTransformationExtraArgs:
     """VeLO as an optax transformation; its `update` needs `value=`, the training loss.
 
-    Nothing is to be tuned, no learning rate is set. Beyond `num_steps` it goes on at the pace it
-    ended with, for which it was not trained.
+    Nothing is to be tuned, no learning rate is set. Weight decay w is a part of the loss: give w
+    times the sum of squares with `value`, and its gradient (1e-6 is a start). Beyond `num_steps` it
+    goes on, for which it was not trained, nor was it for more than 150,000 steps: there accumulate
+    gradients, `optax.MultiSteps(velo(theta, num_steps // k), k)`; `value` is then the last of k losses.
+
+    A loss of NaN stays in the running means of the loss, a gradient of NaN in the accumulators of its
+    tensor, and after that every update is NaN; `hub(..., guard="finite")` starts them anew.
 
     Args:
       theta: its weights, see `load_theta`.
       num_steps: T, updates to plan for.
 
-    Raises: ValueError for weights of another rule, or a `num_steps` that is not positive; `update` for
-      a missing `value` or missing parameters.
+    Raises: ValueError for weights of another rule, or a `num_steps` that is no positive whole number;
+      `init` for parameters that are not floating-point or have no entries; `update` for a missing
+      `value`, and for gradients or parameters that are missing or unlike those of `init`.
     """
 
-    def see(old, params, common):
-        tensors = [
-            _describe_tensor(*pair) for pair in zip(_tensors(old, params), params, strict=True)
-        ]
-        return jnp.stack([jnp.concatenate([*common, *own]) for own in tensors])
+    def see(summary, power, shapes, common):
+        common = jnp.broadcast_to(jnp.concatenate(common), (len(shapes), 18))
+        return jnp.concatenate([common, *_describe_tensors(summary, power, shapes)], axis=1)
 
     def control(outputs, banks):
         rows, paces = outputs
         mixed = jax.tree.map(lambda bank: 100.0 * _mix(rows, bank), banks)
         return mixed, paces
 
-    return _recurrent("velo", theta, num_steps, see, control)
+    return _recurrent("velo", theta, num_steps, see, control, _summarise)
 
 
 def celo(theta: Params, num_steps: int) -> optax.GradientTransformationExtraArgs:
@@ -100,8 +112,8 @@ def celo(theta: Params, num_steps: int) -> optax.GradientTransformationExtraArgs
     Args and errors are those of `velo`.
     """
 
-    def see(old, params, common):
-        return jnp.broadcast_to(jnp.concatenate(common), (len(params), 18))
+    def see(summary, power, shapes, common):
+        return jnp.broadcast_to(jnp.concatenate(common), (len(shapes), 18))
 
     def control(outputs, banks):
         rows, paces = outputs
@@ -109,7 +121,7 @@ def celo(theta: Params, num_steps: int) -> optax.GradientTransformationExtraArgs
         mixed = jax.tree.map(lambda bank: _mix(rows, bank), banks)
         return mixed, 0.1 * jnp.exp(paces)
 
-    return _recurrent("celo", theta, num_steps, see, control)
+    return _recurrent("celo", theta, num_steps, see, control, lambda accumulators: ())
 
 
 def celo_adam(theta: Params, num_steps: int) -> optax.GradientTransformationExtraArgs:
@@ -119,9 +131,11 @@ def celo_adam(theta: Params, num_steps: int) -> optax.GradientTransformationExtr
     """
     check_theta(theta, "celo_adam")
     _check_num_steps("celo_adam", num_steps)
+    network = _fold(theta["rnn_params"])
     adam = optax.scale_by_adam(eps=1e-8, eps_root=1e-10)
 
     def init(params):
+        check_params("celo_adam", params)
         hidden, cell = _start(theta, params)
         step = jnp.zeros((), jnp.int32)
         adam_state = adam.init(optax.tree.cast(params, jnp.float32))
@@ -129,11 +143,12 @@ def celo_adam(theta: Params, num_steps: int) -> optax.GradientTransformationExtr
 
     def update(updates, state, params=None, *, value=None, **_):
         value = _check_value("celo_adam", value)
+        check_like("celo_adam", state.adam.mu, gradients=updates)
         clipped = jax.tree.map(lambda g: clip_gradient(jnp.float32(g)), updates)
         losses = _update_losses(state.losses, value, num_steps)
         common = _fraction_left(state.step, num_steps), _loss_features(losses, num_steps)
         seen = jnp.broadcast_to(jnp.concatenate(common), (len(state.hidden), 18))
-        _, paces, hidden, cell = _lstm(theta["rnn_params"], seen, state.hidden, state.cell)
+        _, paces, hidden, cell = _lstm(network, seen, state.hidden, state.cell)
         directions, adam_state = adam.update(clipped, state.adam, params)
         leaves, structure = jax.tree.flatten(directions)
         rates = 0.1 * jnp.exp(paces) * _STEP
@@ -145,57 +160,77 @@ def celo_adam(theta: Params, num_steps: int) -> optax.GradientTransformationExtr
 
 
 def _recurrent(
-    rule: Rule, theta: Params, num_steps: int, see: Callable, control: Callable
+    rule: Rule, theta: Params, num_steps: int, see: Callable, control: Callable, summarise: Callable
 ) -> optax.GradientTransformationExtraArgs:
-    """What VeLO and Celo share; they differ in what the network sees and how its outputs are read."""
+    """What VeLO and Celo share.
+
+    They differ in what the network sees, how its outputs are read, and what of the accumulators it
+    will see in the next step.
+    """
     check_theta(theta, rule)
     _check_num_steps(rule, num_steps)
-    banks = theta["ff_mod_stack"]["~"]
+    network, banks = _fold(theta["rnn_params"]), theta["ff_mod_stack"]["~"]
 
     def init(params):
+        check_params(rule, params)
         hidden, cell = _start(theta, params)
-        accumulators = _like_params(init_accumulators, params)
         step = jnp.zeros((), jnp.int32)
-        return VeloState(step, accumulators, _init_losses(), hidden, cell)
+        accumulators = init_tensors(params)
+        summary = jax.tree.map(
+            lambda *rows: jnp.stack(rows), *map(summarise, split_tensors(accumulators))
+        )
+        return VeloState(step, accumulators, summary, _init_losses(), hidden, cell)
 
     def update(updates, state, params=None, *, value=None, **_):
         value = _check_value(rule, value)
-        if params is None:
-            raise ValueError(f"{rule}: update needs the parameters, got None.")
+        check_like(rule, state.accumulators.rms, gradients=updates, parameters=params)
         leaves, structure = jax.tree.flatten(params)
         flat = [jnp.atleast_1d(jnp.float32(p)) for p in leaves]
-        gradients = [
-            clip_gradient(jnp.atleast_1d(jnp.float32(g))) for g in jax.tree.leaves(updates)
-        ]
+        gradients = [jnp.atleast_1d(jnp.float32(g)) for g in jax.tree.leaves(updates)]
+        _, power = map_tensors(lambda p, _: ((), jnp.mean(p**2)), flat)
         losses = _update_losses(state.losses, value, num_steps)
         common = _fraction_left(state.step, num_steps), _loss_features(losses, num_steps)
-        seen = see(state.accumulators, flat, common)
-        *outputs, hidden, cell = _lstm(theta["rnn_params"], seen, state.hidden, state.cell)
-        weights, paces = control(outputs, banks)
-        old = _tensors(state.accumulators, flat)
+        seen = see(state.summary, power, [p.shape for p in flat], common)
+        *outputs, hidden, cell = _lstm(network, seen, state.hidden, state.cell)
+        old = split_tensors(state.accumulators)
         new = [update_accumulators(a, g) for a, g in zip(old, gradients, strict=True)]
-        steps = []
-        for j, (accumulators, gradient, param, leaf) in enumerate(
-            zip(new, gradients, flat, leaves, strict=True)
-        ):
-            own = jax.tree.map(lambda w, j=j: w[j], weights)
-            step = _parameter_step(accumulators, gradient, param, own, paces[j])
-            steps.append(step.reshape(leaf.shape).astype(leaf.dtype))
-        accumulators = Accumulators(
-            *(structure.unflatten(column) for column in zip(*new, strict=True))
-        )
-        state = VeloState(state.step + 1, accumulators, losses, hidden, cell)
+        tensors = list(zip(new, gradients, flat, strict=True))
+        steps, summary = map_tensors(step_tensor, tensors, (power, *control(outputs, banks)))
+        steps = [s.reshape(p.shape).astype(p.dtype) for s, p in zip(steps, leaves, strict=True)]
+        accumulators = join_tensors(new, structure)
+        state = VeloState(state.step + 1, accumulators, summary, losses, hidden, cell)
         return structure.unflatten(steps), state
+
+    def step_tensor(tensor, row):
+        (accumulators, gradient, param), (power, weights, pace) = tensor, row
+        direction, magnitude, _ = perceptron(
+            accumulators,
+            clip_gradient(gradient),
+            param,
+            weights,
+            rms_floor=1e-6,
+            axes=tuple(range(param.ndim)),
+            mean_floor=1e-5,
+        )
+        size = -pace * _STEP * jnp.sqrt(power + 1e-9)
+        # exp(x) as 1 / exp(-x) for the sake of `map_tensors`
+        shrink = jnp.maximum(jnp.exp(-_STEP * magnitude), np.finfo(np.float32).tiny)
+        return direction * size / shrink, summarise(accumulators)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _parameter_step(accumulators, gradient, param, weights, pace):
-    """The update of one tensor."""
-    groups = channels(accumulators, gradient, param, rms_floor=1e-6)
-    direction, magnitude, _ = perceptron(groups, weights, normalise_over=None, normalise_floor=1e-5)
-    size = jnp.sqrt(jnp.mean(param**2) + 1e-9)
-    return -pace * _STEP * direction * jnp.exp(_STEP * magnitude) * size
+def _summarise(accumulators: Accumulators) -> jax.Array:
+    """`[2, 4]` mean and variance over the parameters of each momentum and of `rms`."""
+
+    def describe(x):
+        behind = tuple(range(1, x.ndim))
+        mean = jnp.mean(x, behind, keepdims=True)
+        return jnp.stack([mean.ravel(), jnp.mean((x - mean) ** 2, behind)])
+
+    return jnp.concatenate(
+        [describe(accumulators.momentum), describe(accumulators.rms[None])], axis=1
+    )
 
 
 def _mix(rows: jax.Array, bank: jax.Array) -> jax.Array:
@@ -204,15 +239,30 @@ def _mix(rows: jax.Array, bank: jax.Array) -> jax.Array:
     return flat.reshape(len(rows), *bank.shape[1:])
 
 
+def _fold(weights: Params) -> Params:
+    """The recurrent network with `linear_2` and its gates made one layer; "linear" is never used."""
+    outer, inner = jnp.split(jnp.asarray(weights["rnn/linear"]["w"]), 2)
+    mixed = weights["linear_2"]
+    folded = {
+        "gates_of_seen": jnp.dot(mixed["w"], outer, precision="highest"),
+        "gates_of_shared": outer,
+        "gates_of_hidden": inner,
+        "shared_bias": mixed["b"],
+        "gates_bias": weights["rnn/linear"]["b"],
+    }
+    names = ("linear_1", "step_size", "rnn_to_controls")
+    return folded | {name: weights[name] for name in names if name in weights}
+
+
 def _lstm(weights, seen, hidden, cell):
     """One step of the recurrent network over tensors: controls, paces, and its new state."""
 
     def linear(name, x):
         return x @ weights[name]["w"] + weights[name]["b"][None]
 
-    shared = jnp.max(jax.nn.relu(linear("linear_1", seen)), axis=0, keepdims=True)
-    mixed = linear("linear_2", seen) + shared
-    gates = linear("rnn/linear", jnp.concatenate([mixed, hidden], axis=-1))
+    shared = jnp.max(jax.nn.relu(linear("linear_1", seen)), axis=0) + weights["shared_bias"]
+    gates = seen @ weights["gates_of_seen"] + hidden @ weights["gates_of_hidden"]
+    gates += (shared @ weights["gates_of_shared"] + weights["gates_bias"])[None]
     i, g, f, o = jnp.split(gates, 4, axis=-1)
     cell = jax.nn.sigmoid(f + 1.0) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
     hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
@@ -225,19 +275,6 @@ def _start(theta, params):
     count = len(jax.tree.leaves(params))
     initial = theta["lstm_init_state"]
     return tuple(jnp.tile(initial[name], (count, 1)) for name in ("hidden", "cell"))
-
-
-def _like_params(init: Callable, params: PyTree) -> Accumulators:
-    """`Accumulators` of pytrees like the parameters."""
-    leaves, structure = jax.tree.flatten(params)
-    built = [init(jnp.atleast_1d(leaf)) for leaf in leaves]
-    return Accumulators(*(structure.unflatten(column) for column in zip(*built, strict=True)))
-
-
-def _tensors(accumulators: Accumulators, params: list) -> list[Accumulators]:
-    """One `Accumulators` for each tensor."""
-    columns = [jax.tree.leaves(tree) for tree in accumulators]
-    return [Accumulators(*row) for row in zip(*columns, strict=True)]
 
 
 # --- what the recurrent network sees
@@ -276,17 +313,21 @@ def _fraction_left(step: jax.Array, num_steps: int) -> jax.Array:
     return jnp.tanh(10.0 * (step / jnp.float32(num_steps) - np.float32(_FRACTIONS)))
 
 
-def _describe_tensor(accumulators: Accumulators, param: jax.Array) -> tuple[jax.Array, ...]:
-    """Mean of the second moment, rank, and two spreads of the momenta, in log units."""
-    scale = jax.lax.rsqrt(jnp.maximum(1e-9, jnp.mean(param**2)))
-    momentum, rms = accumulators.momentum * scale, accumulators.rms * scale
-    axes = tuple(range(param.ndim))
-    center = jnp.mean(momentum, axes, keepdims=True)
-    rank = jax.nn.one_hot(sum(n > 1 for n in param.shape), _MOST_RANKS)
-    spread = jnp.mean((momentum - center) ** 2, axes)
-    # the mean of the momentum, not of rms: a slip that the published weights were trained with
-    rms_spread = jnp.mean((rms - center) ** 2, axes)
-    return _squash(jnp.mean(rms, axes)), rank, _squash(spread), _squash(rms_spread)
+def _describe_tensors(summary: jax.Array, power: jax.Array, shapes: list[tuple]) -> list[jax.Array]:
+    """Mean of the second moment, rank, and two spreads of the momenta, each with a row for a tensor.
+
+    Args:
+      summary: `[N, 2, 4]` of the accumulators before this step.
+      power: `[N]` mean square of the parameters, which the accumulators are seen relative to.
+      shapes: of the tensors.
+    """
+    scale = jax.lax.rsqrt(jnp.maximum(1e-9, power))[:, None]
+    mean, variance = summary[:, 0] * scale, summary[:, 1] * scale**2
+    ranks = np.array([sum(n > 1 for n in shape) for shape in shapes])
+    # about the mean of the momentum, not of rms: a slip that the published weights were trained with
+    rms_spread = variance[:, 3:] + (mean[:, 3:] - mean[:, :3]) ** 2
+    rank = jax.nn.one_hot(ranks, _MOST_RANKS)
+    return [_squash(mean[:, 3:]), rank, _squash(variance[:, :3]), _squash(rms_spread)]
 
 
 def _squash(x: jax.Array) -> jax.Array:
@@ -294,8 +335,8 @@ def _squash(x: jax.Array) -> jax.Array:
 
 
 def _check_num_steps(rule: str, num_steps: int) -> None:
-    if not num_steps > 0:
-        raise ValueError(f"{rule}: num_steps must be positive, got {num_steps}.")
+    if not isinstance(num_steps, numbers.Integral) or num_steps <= 0:
+        raise ValueError(f"{rule}: num_steps must be a positive whole number, got {num_steps!r}.")
 
 
 def _check_value(rule: str, value) -> jax.Array:
