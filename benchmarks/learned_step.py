@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from importlib import metadata
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ import optax
 
 from lohp_jax.optimizers import features
 from lohp_jax.optimizers.celo2 import scale_by_celo2
-from lohp_jax.optimizers.hub import hub
+from lohp_jax.optimizers.hub import Mode, hub
 from lohp_jax.optimizers.theta import expected_shapes, load_theta, save_theta
 from lohp_jax.optimizers.velo import celo, celo_adam, velo
 from lohp_jax.types import Params, PyTree
@@ -86,9 +86,7 @@ def optimizers() -> dict[str, optax.GradientTransformation]:
         "celo_adam": celo_adam(random_theta("celo_adam"), NUM_STEPS),
         "celo2": scale_by_celo2(random_theta("celo2"), orthogonalise=False),
         "celo2_orthogonal": scale_by_celo2(random_theta("celo2")),
-        "hub_vanilla": hub(adam, learned, mode="vanilla"),
-        "hub_invert": hub(adam, learned, mode="invert"),
-    }
+    } | {f"hub_{mode}": hub(adam, learned, mode=mode) for mode in get_args(Mode)}
 
 
 def mlp(size: int) -> PyTree:

@@ -18,16 +18,10 @@ SHAPES = {
     "same_matrix": (4, 3),
     "column": (6, 1),
     "cube": (2, 4, 4),
-    "deep_tie": (3, 2, 3),
     "kernel": (2, 1, 3, 5),
 }
 NUM_STEPS = 40
 RULES = {"velo": velo, "celo": celo, "celo_adam": celo_adam}
-
-
-def quick_jit(function):
-    """`jax.jit` that compiles in a fraction of the time."""
-    return jax.jit(function, compiler_options={"xla_llvm_disable_expensive_passes": True})
 
 
 def random_theta(rule, seed):
@@ -274,7 +268,7 @@ def test_six_steps_equal_the_definition(rule):
     params["vector"] *= 0  # as biases begin
     state = optimizer.init(jax.tree.map(jnp.asarray, params))
     extra = (lambda loss: {}) if rule.startswith("celo2") else (lambda loss: {"value": loss})
-    update = quick_jit(lambda g, s, p, loss: optimizer.update(g, s, p, **extra(loss)))
+    update = jax.jit(lambda g, s, p, loss: optimizer.update(g, s, p, **extra(loss)))
     for step in range(6):
         grads = {k: np.float32(rng.normal(size=shape)) for k, shape in SHAPES.items()}
         if step == 2:
@@ -290,6 +284,6 @@ def test_six_steps_equal_the_definition(rule):
             want = expected[k].reshape(SHAPES[k])
             scale = np.sqrt(np.mean(want**2))
             np.testing.assert_allclose(
-                updates[k], want, rtol=0, atol=1e-3 * scale + 1e-9, err_msg=f"{k}, step {step}"
+                updates[k], want, rtol=0, atol=2e-4 * scale + 1e-9, err_msg=f"{k}, step {step}"
             )
         params = {k: np.float32(params[k] + 0.1 * expected[k].reshape(SHAPES[k])) for k in SHAPES}

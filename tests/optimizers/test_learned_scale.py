@@ -44,13 +44,7 @@ def random_like(shapes, seed):
     return {k: np.float32(rng.normal(size=shape)) for k, shape in shapes.items()}
 
 
-def quick_jit(function, **options):
-    """`jax.jit` that compiles in a fraction of the time."""
-    fast = {"xla_llvm_disable_expensive_passes": True}
-    return jax.jit(function, compiler_options=fast, **options)
-
-
-def run(optimizer, params, transform=quick_jit, num_steps=NUM_STEPS):
+def run(optimizer, params, transform=jax.jit, num_steps=NUM_STEPS):
     """Parameters after a few steps with fixed gradients."""
     state = optimizer.init(params)
     step = transform(lambda g, s, p, value: optimizer.update(g, s, p, value=value))
@@ -76,16 +70,16 @@ def test_a_step_needs_little_more_memory_than_its_state(rule):
         updates, state = optimizer.update(grads, state, params, value=1.0)
         return optax.apply_updates(params, updates), state
 
-    compiled = quick_jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 1.3 * 4 * 600 * 700
 
 
 # --- grouping
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["velo", "celo2"])
 def test_tensors_of_equal_shape_may_go_together(rule, monkeypatch):
-    shapes = {"a": (4, 3), "b": (3, 4), "c": (4, 3), "d": (5,), "e": (4, 3), "f": (5,), "g": ()}
+    shapes = {"a": (4, 3), "b": (5,), "c": (4, 3), "d": (5,)}
     params = random_like(shapes, 9)
     together, state = run(make(rule), params)
     monkeypatch.setattr(features, "_LARGE", -1)  # none is small, and none has many like it
@@ -125,7 +119,7 @@ def test_means_in_one_loop_are_means(shape, axes, monkeypatch):
 
 @pytest.mark.parametrize("rule", ["velo", "celo2"])
 def test_runs_are_vmapped_and_scanned(rule):
-    optimizer, shapes = make(rule), {"w": (4, 3), "b": (3,)}
+    optimizer, shapes = make(rule), {"w": (4, 3)}
     starts = [random_like(shapes, seed) for seed in range(3)]
 
     def run_scanned(params):
@@ -140,20 +134,19 @@ def test_runs_are_vmapped_and_scanned(rule):
         return jax.lax.scan(step, (params, optimizer.init(params)), inputs)[0][0]
 
     stacked = jax.tree.map(lambda *p: jnp.stack(p), *starts)
-    actual = quick_jit(jax.vmap(run_scanned))(stacked)
+    actual = jax.jit(jax.vmap(run_scanned))(stacked)
     expected = [run(optimizer, start)[0] for start in starts]
     expected = jax.tree.map(lambda *p: jnp.stack(p), *expected)
     chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("rule", ["velo", "celo2"])
+@pytest.mark.parametrize("rule, dtype", [("velo", jnp.bfloat16), ("celo2", jnp.float16)])
 def test_parameters_of_half_precision_have_a_state_of_float32(rule, dtype):
-    optimizer, shapes = make(rule), {"w": (4, 3), "b": (3,)}
+    optimizer, shapes = make(rule), {"w": (4, 3)}
     half = jax.tree.map(lambda x: jnp.asarray(x, dtype), random_like(shapes, 0))
     full = jax.tree.map(jnp.float32, half)
     grads = jax.tree.map(lambda x: jnp.asarray(x, dtype), random_like(shapes, 1))
-    step = quick_jit(lambda g, s, p: optimizer.update(g, s, p, value=jnp.asarray(2.0, dtype)))
+    step = jax.jit(lambda g, s, p: optimizer.update(g, s, p, value=jnp.asarray(2.0, dtype)))
     actual, state = step(grads, optimizer.init(half), half)
     expected, state_of_full = step(jax.tree.map(jnp.float32, grads), optimizer.init(full), full)
     chex.assert_trees_all_equal_dtypes(actual, half)
@@ -165,7 +158,7 @@ def test_parameters_of_half_precision_have_a_state_of_float32(rule, dtype):
 
 def test_theta_may_be_traced():
     """As meta-training does, over perturbed weights and many tiny networks."""
-    shapes = {"w": (4, 3), "b": (3,)}
+    shapes = {"w": (4, 3)}
     thetas = [random_theta("celo2", seed) for seed in range(3)]
     params, grads = random_like(shapes, 5), random_like(shapes, 6)
 
@@ -174,10 +167,11 @@ def test_theta_may_be_traced():
         return optimizer.update(grads, optimizer.init(params), params)[0]
 
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *thetas)
-    actual = quick_jit(jax.vmap(update))(stacked)
-    expected = jax.tree.map(lambda *x: jnp.stack(x), *map(quick_jit(update), thetas))
+    actual = jax.jit(jax.vmap(update))(stacked)
+    one_by_one = map(jax.jit(update), thetas)
+    expected = jax.tree.map(lambda *x: jnp.stack(x), *one_by_one)
     chex.assert_trees_all_close(actual, expected, rtol=1e-4, atol=1e-6)
-    slope = quick_jit(jax.grad(lambda theta: update(theta)["w"][0, 0]))(thetas[0])
+    slope = jax.jit(jax.grad(lambda theta: update(theta)["w"][0, 0]))(thetas[0])
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(slope))
     assert any(np.any(x) for x in jax.tree.leaves(slope))
 
@@ -188,7 +182,7 @@ def test_theta_may_be_traced():
 def run_sharded(rule):
     """Parameters after a few steps, on one device and split over eight."""
     params = random_like({"w": (16, 24), "v": (16, 24), "b": (8,)}, 0)
-    one, _ = run(make(rule), params, jax.jit)
+    one, _ = run(make(rule), params)
     mesh = jax.make_mesh((NUM_DEVICES,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     specs = {"w": ("d", None), "v": (None, "d"), "b": ("d",)}
     split = {
