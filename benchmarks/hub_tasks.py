@@ -24,7 +24,8 @@ from lohp_jax.types import TaskFamily
 _RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 _LOW_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 _FRAME = (33, 100)
-_CHANNELS = (8, 12, 16, 16)
+_CHANNELS = (8, 12, 16, 16, 16)
+_WIDTHS = (16, 32)
 
 
 class Task(NamedTuple):
@@ -75,16 +76,18 @@ def _fine_tuning_pacs(root: pathlib.Path | None) -> Task:
 
 def _tuned_from(source, target, num_steps: int) -> Task:
     theta_0 = jax.jit(
-        functools.partial(pretrain, classification(source, channels=(16, 32)), num_steps=1000)
+        functools.partial(pretrain, classification(source, widths=_WIDTHS), num_steps=1000)
     )(jax.random.key(0))
-    family = fine_tuning(source, target, theta_0, channels=(16, 32))
+    family = fine_tuning(source, target, theta_0, widths=_WIDTHS)
     return Task(family, num_steps, "accuracy", optax.adamw, _LOW_RATES, num_seeds=5)
 
 
 def _lane(root: pathlib.Path | None, head: str, *, real: bool) -> Task:
     drive = functools.partial(render_drive, num_frames=128, size=_FRAME)
     if real:
-        drive = read_drive(root / "deeppicar", size=_FRAME)
+        folder = root / "deeppicar"
+        frames, angles = folder / "video01_frames.zip", folder / "video01_steering.csv"
+        drive = read_drive(frames, angles, size=_FRAME)
     family = lane_keeping(drive, head=head, channels=_CHANNELS, batch_size=4, sequence_length=8)
     return Task(family, 300, rates=_LOW_RATES, num_seeds=5)
 
@@ -104,7 +107,7 @@ TASKS: dict[str, Callable[[pathlib.Path | None], Task]] = {
     "lane_lstm": functools.partial(_lane, head="lstm", real=False),
     "lane_ltc": functools.partial(_lane, head="ltc", real=False),
     "fine_tuning": _fine_tuning,
-    "digits_cnn": functools.partial(_classification, "digits", "cnn"),
+    "digits_cnn": functools.partial(_classification, "digits", "cnn", widths=_WIDTHS),
     "digits_vit": functools.partial(
         _classification, "digits", "vit", depth=2, width=32, num_heads=4, patch_size=2
     ),
