@@ -23,7 +23,7 @@ from lohp_jax.types import TaskFamily
 
 _RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 _LOW_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-_FRAME = (33, 100)
+_FRAME = (24, 64)
 _CHANNELS = (8, 12, 16, 16, 16)
 _WIDTHS = (16, 32)
 
@@ -94,7 +94,7 @@ def _lane(root: pathlib.Path | None, head: str, *, real: bool) -> Task:
 
 def _siren(root: pathlib.Path | None, *, real: bool) -> Task:
     volume = read_volume(root / "volume" / "spm152.nii.gz") if real else None
-    return Task(siren(volume), 1000, hand=optax.adamax, num_seeds=5)
+    return Task(siren(volume), 500, hand=optax.adamax, num_seeds=5)
 
 
 TASKS: dict[str, Callable[[pathlib.Path | None], Task]] = {
@@ -127,7 +127,7 @@ ABOUT = {
     "ltc_sine_16": "The same with 16 neurons.",
     "siren": "A synthetic volume of 64³ voxels of 16 bits in 503 weights; mean squared error of "
     "intensities between 0 and 100.",
-    "lane_lstm": "Synthetic drives, 33 x 100 pixels, a small convolutional net and an LSTM; mean "
+    "lane_lstm": "Synthetic drives, 24 x 64 pixels, a small convolutional net and an LSTM; mean "
     "squared error in degrees², on the last part of the drive.",
     "lane_ltc": "The same with a liquid network of 19 neurons.",
     "fine_tuning": "A convolutional net of the digits learns digits turned by 90 degrees.",
