@@ -24,6 +24,7 @@ import numpy as np
 import optax
 
 from lohp_jax.optimizers import features
+from lohp_jax.optimizers.blends import constant_blend
 from lohp_jax.optimizers.celo2 import scale_by_celo2
 from lohp_jax.optimizers.hub import Mode, hub
 from lohp_jax.optimizers.theta import expected_shapes, load_theta, save_theta
@@ -42,7 +43,9 @@ NOTES = (
     "times_adam_cpu: the same by the processor's time for this process, which other processes disturb "
     "less: of one thread on one core it differs from the wall clock by the time it had to wait.",
     "temporary: XLA's temporary memory over the bytes of the parameters; state: of the optimizer.",
-    "hub_overhead: (hub - adam - velo) / adam, by repeat, wall clock; hub_overhead_cpu by processor.",
+    "hub_overhead: (hub - both_arms) / adam, by repeat, wall clock; hub_overhead_cpu by processor; "
+    "both_arms runs the same two Adams and takes half of each update.",
+    "exponential: jnp.exp of as many numbers, which the softmax of HUB cannot do without.",
     "arithmetic_bound: multiply-adds of the perceptron at the rate of one large matrix product; no "
     "arrangement of the same float32 arithmetic is faster. What is above it: the mean squares of 30 "
     "channels, the accumulators, a root and (VeLO, Celo) an exponential for each parameter.",
@@ -77,16 +80,22 @@ def random_theta(rule: str) -> Params:
 
 def optimizers() -> dict[str, optax.GradientTransformation]:
     """The arms by name; "adam" is what all are compared with."""
-    adam = optax.adam(1e-3)
-    learned = velo(random_theta("velo"), NUM_STEPS)
     return {
-        "adam": adam,
-        "velo": learned,
+        "adam": optax.adam(1e-3),
+        "velo": velo(random_theta("velo"), NUM_STEPS),
         "celo": celo(random_theta("celo"), NUM_STEPS),
         "celo_adam": celo_adam(random_theta("celo_adam"), NUM_STEPS),
         "celo2": scale_by_celo2(random_theta("celo2"), orthogonalise=False),
         "celo2_orthogonal": scale_by_celo2(random_theta("celo2")),
-    } | {f"hub_{mode}": hub(adam, learned, mode=mode) for mode in get_args(Mode)}
+    }
+
+
+def hubs() -> dict[str, optax.GradientTransformation]:
+    """HUB in every mode, and what it costs to run its arms; two Adams, so that it does not drown."""
+    adam, other = optax.adam(1e-3), optax.adam(1e-3, b1=0.8, b2=0.99)
+    modes = {f"hub_{mode}": hub(adam, other, mode=mode) for mode in get_args(Mode)}
+    half = {"both_arms": constant_blend(adam, other, 0.5)}
+    return half | modes | {"hub_vanilla_guarded": hub(adam, other, guard="finite")}
 
 
 def mlp(size: int) -> PyTree:
@@ -186,7 +195,10 @@ def parts(shape: tuple[int, int]) -> dict[str, Arm]:
 
         return step
 
-    steps = {"accumulators": accumulate}
+    def exponential(accumulators, param, gradient):
+        return accumulators, jnp.exp(-param)
+
+    steps = {"accumulators": accumulate, "exponential": exponential}
     steps |= {f"perceptron_{rule}": perceive(rule) for rule in ("celo", "celo2")}
     return {
         name: compiled_arm(step, jax.tree.map(jnp.copy, (accumulators, param)), (gradient,), 0)
@@ -233,7 +245,7 @@ def compare(arms: dict[str, Arm], param_bytes: int, repeats: int) -> dict[str, d
             own, adam = (np.array(times[arm][clock]) for arm in (name, "adam"))
             row |= summarise(f"times_adam{suffix}", own / adam)
             if name.startswith("hub"):
-                rest = own - adam - np.array(times["velo"][clock])
+                rest = own - np.array(times["both_arms"][clock])
                 row |= summarise(f"hub_overhead{suffix}", rest / adam)
         out[name] = row
     return out
@@ -246,7 +258,7 @@ def summarise(name: str, values: np.ndarray) -> dict:
 
 def measure(name: str, shapes: PyTree, repeats: int) -> dict:
     """One set of parameters."""
-    chosen = optimizers()
+    chosen = optimizers() | hubs()
     leaves = jax.tree.leaves(shapes, is_leaf=lambda node: isinstance(node, tuple))
     size = sum(int(np.prod(shape)) for shape in leaves)
     arms = {arm: step_arm(optimizer, shapes) for arm, optimizer in chosen.items()}

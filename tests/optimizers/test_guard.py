@@ -1,0 +1,49 @@
+"""What `hub` calls not finite, against NumPy entry by entry."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lohp_jax.optimizers.guard import not_finite
+
+LARGEST = float(np.finfo(np.float32).max)
+CASES = {
+    "finite": [1.0, -2.0, 0.0],
+    "nan": [1.0, np.nan, 0.0],
+    "infinite": [1.0, -np.inf, 0.0],
+    "infinities that cancel": [np.inf, -np.inf, 0.0],
+    "a sum that overflows": [LARGEST, LARGEST, LARGEST],
+    "an overflow and a nan": [LARGEST, LARGEST, np.nan],
+    "empty": [],
+}
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.complex64])
+def test_not_finite_is_what_numpy_finds_entry_by_entry(dtype, transform):
+    tensors = {
+        name: jnp.asarray(values, jnp.float32).astype(dtype) for name, values in CASES.items()
+    }
+    found = transform(lambda tensors: not_finite(tensors, list(tensors)))(tensors)
+    expected = {
+        name: not np.isfinite(np.asarray(x.astype(jnp.complex64))).all()
+        for name, x in tensors.items()
+    }
+    assert {name: bool(flag) for name, flag in found.items()} == expected
+    assert expected["nan"] and not expected["finite"]
+
+
+def test_under_vmap_each_seed_is_looked_at_alone():
+    batch = jnp.array([[1.0, 2.0], [jnp.nan, 2.0], [LARGEST, LARGEST]])
+    found = jax.vmap(lambda x: not_finite({"w": x}, ["w"])["w"])(batch)
+    assert found.tolist() == [False, True, False]
+
+
+def test_a_sum_of_half_precision_does_not_overflow():
+    """The largest float16 twice: exact looks are for what float32 cannot hold."""
+    assert not not_finite({"w": jnp.full(4, 6e4, jnp.float16)}, ["w"])["w"]
+
+
+def test_nothing_guarded_is_nothing_flagged():
+    assert not_finite({"w": jnp.array([jnp.nan])}, []) == {}
