@@ -1,10 +1,10 @@
 """Optimizers by name; each is an optax transformation."""
 
-import difflib
 import math
 
 import optax
 
+from lohp_jax.checks import check_option
 from lohp_jax.optimizers.sam import sam
 
 OPTIMIZERS = {
@@ -26,12 +26,7 @@ def make_optimizer(name: str) -> optax.GradientTransformationExtraArgs:
     Raises: ValueError for an unknown name, with the nearest one, or a bad learning rate.
     """
     kind, colon, rate = name.partition(":")
-    if kind not in OPTIMIZERS:
-        nearest = difflib.get_close_matches(kind, OPTIMIZERS, 1, 0)[0]
-        raise ValueError(
-            f"make_optimizer: expected one of {sorted(OPTIMIZERS)}, got {kind!r}; "
-            f"did you mean {nearest!r}?"
-        )
+    check_option("make_optimizer", "name", kind, OPTIMIZERS)
     factory, default = OPTIMIZERS[kind]
     learning_rate = _parse_learning_rate(rate) if colon else default
     if not 0 < learning_rate < math.inf:

@@ -5,14 +5,13 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 import optax
 
+from lohp_jax.checks import check_fraction, check_option
 from lohp_jax.optimizers.mixing import (
     Group,
     Guard,
     Mixed,
     Mixer,
     blend,
-    check_fraction,
-    check_option,
     group_of,
     mix_optimizers,
     norm_ratios,

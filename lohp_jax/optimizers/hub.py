@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lohp_jax.checks import check_option
 from lohp_jax.optimizers.mixing import (
     Group,
     Guard,
@@ -23,7 +24,6 @@ from lohp_jax.optimizers.mixing import (
     Tensors,
     blend,
     by_path,
-    check_option,
     combine,
     group_of,
     keys,

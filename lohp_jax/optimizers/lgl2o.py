@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lohp_jax.optimizers.mixing import check_inexact, check_option
+from lohp_jax.checks import check_option
+from lohp_jax.optimizers.mixing import check_inexact
 from lohp_jax.types import PyTree
 
 Mode = Literal["race", "candidate"]

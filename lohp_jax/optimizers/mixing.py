@@ -4,17 +4,17 @@ A `Mixer` is the rule that makes one update of two. It sees its tensors as dicts
 state of its own; `mix_optimizers` makes an optax transformation of it.
 """
 
-import difflib
 import functools
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from lohp_jax.checks import check_option
 from lohp_jax.optimizers.guard import not_finite, repair, replace
 from lohp_jax.types import PyTree
 
@@ -238,29 +238,6 @@ def blend(share: jax.Array, ours: jax.Array, theirs: jax.Array) -> jax.Array:
 
 
 # --- checks
-
-
-def check_option(function: str, name: str, value: Any, options: tuple[str, ...]) -> None:
-    """Raises: ValueError with the nearest option, if `value` is none of them."""
-    if value not in options:
-        nearest = difflib.get_close_matches(str(value), options, 1, 0)[0]
-        raise ValueError(
-            f"{function}: {name} must be one of {options}, got {value!r}; did you mean {nearest!r}?"
-        )
-
-
-def check_positive(function: str, name: str, value: Any) -> None:
-    """Raises: ValueError for a number that is not positive; arrays of `inject_hyperparams` pass."""
-    if not isinstance(value, jax.Array) and not value > 0:
-        raise ValueError(f"{function}: {name} must be positive, got {value}.")
-
-
-def check_fraction(function: str, name: str, value: Any, *, below_one: bool = False) -> None:
-    """Raises: ValueError for a number outside [0, 1]; arrays of `inject_hyperparams` pass."""
-    if not isinstance(value, jax.Array) and not (0 <= value <= 1 and (value < 1 or not below_one)):
-        raise ValueError(
-            f"{function}: {name} must be in [0, 1{')' if below_one else ']'}, got {value}."
-        )
 
 
 def check_inexact(function: str, params: PyTree) -> None:

@@ -5,6 +5,7 @@ from typing import NamedTuple, get_args
 import jax.numpy as jnp
 import optax
 
+from lohp_jax.checks import check_fraction, check_option, check_positive
 from lohp_jax.optimizers.mixing import (
     Group,
     Mixed,
@@ -12,9 +13,6 @@ from lohp_jax.optimizers.mixing import (
     Scalars,
     Tensors,
     blend,
-    check_fraction,
-    check_option,
-    check_positive,
     group_of,
     inner,
     mix_optimizers,

@@ -1,11 +1,11 @@
 """The learned optimizers that ship with the package."""
 
-import difflib
 import importlib.resources
 
 import jax
 import optax
 
+from lohp_jax.checks import check_option
 from lohp_jax.optimizers.small import Rate, pack_rate, small_optimizer
 from lohp_jax.optimizers.theta import load_theta
 from lohp_jax.types import Params
@@ -23,7 +23,7 @@ def pretrained(name: str) -> Params:
 
     Raises: ValueError for an unknown name, with the nearest.
     """
-    _check_name("pretrained", name)
+    check_option("pretrained", "name", name, PRETRAINED)
     file = importlib.resources.files("lohp_jax.optimizers") / "thetas" / f"{name}.msgpack"
     with importlib.resources.as_file(file) as path:
         return load_theta(path)
@@ -45,7 +45,7 @@ def pretrained_optimizer(
 
     Raises: ValueError for an unknown name, with the nearest, or for numbers that are not positive.
     """
-    _check_name("pretrained_optimizer", name)
+    check_option("pretrained_optimizer", "name", name, PRETRAINED)
     for what, value in (("num_steps", num_steps), ("learning_rate", learning_rate)):
         known = value is not None and not isinstance(value, jax.Array)  # not traced
         if known and not 0 < value < float("inf"):
@@ -56,12 +56,3 @@ def pretrained_optimizer(
     if learning_rate is not None:
         rate = rate._replace(peak=learning_rate, exponent=0.0)
     return small_optimizer({"theta": pretrained(name)} | pack_rate(rate), num_steps)
-
-
-def _check_name(function: str, name: str) -> None:
-    if name not in PRETRAINED:
-        nearest = difflib.get_close_matches(name, PRETRAINED, 1, 0)[0]
-        raise ValueError(
-            f"{function}: expected one of {sorted(PRETRAINED)}, got {name!r}; "
-            f"did you mean {nearest!r}?"
-        )

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lohp_jax.optimizers.mixing import Path, by_path, check_fraction, keys, name_of
+from lohp_jax.checks import check_fraction
+from lohp_jax.optimizers.mixing import Path, by_path, keys, name_of
 from lohp_jax.types import PyTree
 
 

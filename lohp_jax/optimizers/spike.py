@@ -6,15 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lohp_jax.checks import check_fraction, check_option, check_positive
 from lohp_jax.optimizers.mixing import (
     Group,
     Mixed,
     Mixer,
     Tensors,
     blend,
-    check_fraction,
-    check_option,
-    check_positive,
     combine,
     mean_by_group,
     mix_optimizers,

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import jax
 import numpy as np
 
+from lohp_jax.checks import check_option
 from lohp_jax.files import write_atomically
 from lohp_jax.optimizers.features import NUM_CHANNELS
 from lohp_jax.types import Params
@@ -113,8 +114,7 @@ def check_theta(theta: Params, rule: Rule) -> None:
 
     Raises: ValueError that names the first one that does not fit.
     """
-    if rule not in get_args(Rule):
-        raise ValueError(f"check_theta: rule must be one of {get_args(Rule)}, got {rule!r}.")
+    check_option("check_theta", "rule", rule, get_args(Rule))
     hidden = np.shape(_at(theta, ("lstm_init_state", "hidden")))[-1:] or (1,)
     bank = np.shape(_at(theta, ("ff_mod_stack", "~", "b0")))[:1] or (1,)
     expected = _flatten(expected_shapes(rule, hidden=hidden[0], bank=bank[0]))

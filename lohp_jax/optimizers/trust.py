@@ -7,15 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lohp_jax.checks import check_fraction, check_option, check_positive
 from lohp_jax.optimizers.mixing import (
     Group,
     Mixed,
     Mixer,
     Scalars,
     Tensors,
-    check_fraction,
-    check_option,
-    check_positive,
     group_of,
     inner,
     mix_optimizers,

@@ -1,9 +1,9 @@
 """Families of tasks by name."""
 
-import difflib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
+from lohp_jax.checks import check_option
 from lohp_jax.data import image_set
 from lohp_jax.tasks.image_tasks import TaskTable, TeacherData, image_family
 from lohp_jax.tasks.n_way import n_way_tables
@@ -64,14 +64,8 @@ def make_family(
     Raises: ValueError for an unknown name, with the nearest one, and for bad options; also what
       `image_set` raises.
     """
-    if name not in FAMILIES:
-        nearest = difflib.get_close_matches(name, FAMILIES, 1, 0)[0]
-        raise ValueError(
-            f"make_family: expected one of {sorted(FAMILIES)}, got {name!r}; "
-            f"did you mean {nearest!r}?"
-        )
-    if holdout not in ("tasks", "classes"):
-        raise ValueError(f"make_family: holdout must be 'tasks' or 'classes', got {holdout!r}.")
+    check_option("make_family", "name", name, FAMILIES)
+    check_option("make_family", "holdout", holdout, get_args(Holdout))
     preset, images = FAMILIES[name], image_set(data, data_dir=data_dir)
     return image_family(
         name,

@@ -1,6 +1,5 @@
 """Fine-tuning: a classifier of one image set learns another, and may forget the first."""
 
-import difflib
 import functools
 from typing import Any
 
@@ -8,6 +7,7 @@ import jax
 import numpy as np
 import optax
 
+from lohp_jax.checks import check_option
 from lohp_jax.data.images import ImageSet
 from lohp_jax.tasks.classification import classifier_family, count_hits, labelled
 from lohp_jax.tasks.networks import HEAD, make_classifier
@@ -116,12 +116,7 @@ def transfer_pair(images: ImageSet, shift: str, *, seed: int = 0) -> tuple[Image
 
     Raises: ValueError for another shift, or fewer than four classes to halve.
     """
-    shifts = ["classes", *_SHIFTS]
-    if shift not in shifts:
-        nearest = difflib.get_close_matches(shift, shifts, 1, 0)[0]
-        raise ValueError(
-            f"transfer_pair: shift must be one of {shifts}, got {shift!r}; did you mean {nearest!r}?"
-        )
+    check_option("transfer_pair", "shift", shift, ("classes", *_SHIFTS))
     num_classes = len(images.train)
     if shift == "classes":
         if num_classes < 4:

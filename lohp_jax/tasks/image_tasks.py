@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lohp_jax.checks import check_option
 from lohp_jax.data.images import ImageSet
 from lohp_jax.tasks.networks import make_network
 from lohp_jax.types import TaskFamily
@@ -117,11 +118,7 @@ def image_family(
 
 
 def _check_options(teacher_data: str, shots: int, per_class: int, batch_size: int | None):
-    if teacher_data not in get_args(TeacherData):
-        raise ValueError(
-            f"image_family: teacher_data must be one of {get_args(TeacherData)}, "
-            f"got {teacher_data!r}."
-        )
+    check_option("image_family", "teacher_data", teacher_data, get_args(TeacherData))
     if not 1 <= shots <= per_class:
         raise ValueError(
             f"image_family: shots must be between 1 and {per_class}, the training images per "

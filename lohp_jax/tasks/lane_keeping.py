@@ -1,6 +1,5 @@
 """Lane keeping: the steering angle from a short sequence of camera frames."""
 
-import difflib
 import functools
 from collections.abc import Callable, Sequence
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lohp_jax.checks import check_option
 from lohp_jax.data.lane import Drive, render_drive
 from lohp_jax.tasks.ltc import auto_ncp, init_ltc, ltc
 from lohp_jax.tasks.networks import HEAD, LANE_CHANNELS, make_lane_cnn, make_lstm
@@ -129,12 +129,7 @@ def _make_head(name: str) -> tuple[Callable, Callable]:
         return init, lambda params, features: ltc(params, wiring, features)[0][:, 0]
 
     heads = {"lstm": make_lstm_head, "ltc": make_ltc_head}
-    if name not in heads:
-        nearest = difflib.get_close_matches(name, heads, 1, 0)[0]
-        raise ValueError(
-            f"lane_keeping: head must be one of {sorted(heads)}, got {name!r}; "
-            f"did you mean {nearest!r}?"
-        )
+    check_option("lane_keeping", "head", name, heads)
     return heads[name]()
 
 

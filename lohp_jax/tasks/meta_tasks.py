@@ -5,7 +5,6 @@ microseconds. What is held out are classes (digits) or seeds (made-up tasks). Th
 is for tests of what was never meta-trained on.
 """
 
-import difflib
 import functools
 import itertools
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lohp_jax.checks import check_option
 from lohp_jax.tasks import make_family
 from lohp_jax.types import Params, TaskFamily
 
@@ -27,12 +27,7 @@ def meta_family(name: str) -> TaskFamily:
 
     Raises: ValueError for an unknown name, with the nearest.
     """
-    if name not in META_FAMILIES:
-        nearest = difflib.get_close_matches(name, META_FAMILIES, 1, 0)[0]
-        raise ValueError(
-            f"meta_family: expected one of {sorted(META_FAMILIES)}, got {name!r}; "
-            f"did you mean {nearest!r}?"
-        )
+    check_option("meta_family", "name", name, META_FAMILIES)
     return META_FAMILIES[name]()
 
 

@@ -10,7 +10,6 @@ Further down are the networks that only compare optimizers: larger classifiers, 
 zero, and the parts of lane keeping.
 """
 
-import difflib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from lohp_jax.checks import check_option
 from lohp_jax.types import Params, PyTree
 
 HEAD = "head"
@@ -71,27 +71,10 @@ def make_network(name: str, image_shape: tuple[int, ...], num_classes: int) -> N
 
     Raises: ValueError for an unknown name.
     """
-    if name not in NETWORKS:
-        nearest = difflib.get_close_matches(name, NETWORKS, 1, 0)
-        raise ValueError(
-            f"make_network: expected one of {sorted(NETWORKS)}, got {name!r}; "
-            f"did you mean {nearest[0]!r}?"
-        )
-
-    def forward(images):
-        head_init = jnp.zeros if name == "linear" else _WIDE
-        return hk.Linear(num_classes, w_init=head_init, name=HEAD)(NETWORKS[name](images))
-
-    transformed = hk.without_apply_rng(hk.transform(forward))
-
-    def init(key):
-        return transformed.init(key, jnp.zeros((1, *image_shape)))
-
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    class_axes = hk.data_structures.map(
-        lambda module, _, leaf: leaf.ndim - 1 if module == HEAD else -1, shapes
+    check_option("make_network", "name", name, NETWORKS)
+    return _with_head(
+        NETWORKS[name], jnp.zeros if name == "linear" else _WIDE, image_shape, num_classes
     )
-    return Network(init, transformed.apply, class_axes)
 
 
 def make_classifier(
@@ -113,16 +96,21 @@ def make_classifier(
     Raises: ValueError for an unknown name, a `patch_size` that does not divide height and width, or a
       `num_heads` that does not divide `width`.
     """
-    if name not in CLASSIFIERS:
-        nearest = difflib.get_close_matches(name, CLASSIFIERS, 1, 0)
-        raise ValueError(
-            f"make_classifier: expected one of {sorted(CLASSIFIERS)}, got {name!r}; "
-            f"did you mean {nearest[0]!r}?"
-        )
+    check_option("make_classifier", "name", name, CLASSIFIERS)
+    body = functools.partial(CLASSIFIERS[name], **options)
+    return _with_head(body, _SMALL, image_shape, num_classes)
+
+
+def _with_head(
+    body: Callable[[jax.Array], jax.Array],
+    head_init: Callable,
+    image_shape: tuple[int, ...],
+    num_classes: int,
+) -> Network:
+    """Features of images, and a linear layer for the labels."""
 
     def forward(images):
-        features = CLASSIFIERS[name](images, **options)
-        return hk.Linear(num_classes, w_init=_SMALL, name=HEAD)(features)
+        return hk.Linear(num_classes, w_init=head_init, name=HEAD)(body(images))
 
     transformed = hk.without_apply_rng(hk.transform(forward))
 

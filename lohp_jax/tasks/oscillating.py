@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from lohp_jax.checks import check_option
 from lohp_jax.tasks.single import single_task
 from lohp_jax.types import TaskFamily
 
@@ -44,8 +45,7 @@ def oscillating(dimension: int = 2, *, form: Form = "radial", lambda_: float = 1
 
     Raises: ValueError for another form, or numbers out of range.
     """
-    if form not in get_args(Form):
-        raise ValueError(f"oscillating: form must be one of {get_args(Form)}, got {form!r}.")
+    check_option("oscillating", "form", form, get_args(Form))
     if dimension < 1:
         raise ValueError(f"oscillating: dimension must be at least 1, got {dimension}.")
     if not 0 < lambda_ < math.inf:

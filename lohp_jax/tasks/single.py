@@ -5,6 +5,7 @@ from typing import get_args
 
 import jax
 
+from lohp_jax.checks import check_option
 from lohp_jax.types import Params, PyTree, Split, TaskFamily
 
 
@@ -51,5 +52,4 @@ def no_context(data: PyTree, key: jax.Array) -> tuple[()]:
 
 def check_split(split: str) -> None:
     """Raises ValueError for an unknown split."""
-    if split not in get_args(Split):
-        raise ValueError(f"sample: split must be one of {get_args(Split)}, got {split!r}.")
+    check_option("sample", "split", split, get_args(Split))

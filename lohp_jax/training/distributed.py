@@ -8,7 +8,6 @@ sees its own part of the batch, and the update must average by itself, the gradi
 `jax.lax.pmean(jax.grad(loss)(...), axis_name)`.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from lohp_jax.checks import check_option
 from lohp_jax.types import PyTree
 
 Strategy = Literal["jit", "mesh", "pmap"]
@@ -75,12 +75,7 @@ def compile_update(
 
 
 def _check_strategy(strategy: str, update: Update) -> None:
-    if strategy not in _STRATEGIES:
-        nearest = difflib.get_close_matches(str(strategy), _STRATEGIES, 1, 0)[0]
-        raise ValueError(
-            f"compile_update: expected a strategy among {', '.join(_STRATEGIES)}, "
-            f"got {strategy!r}; did you mean {nearest!r}?"
-        )
+    check_option("compile_update", "strategy", strategy, _STRATEGIES)
     if strategy == "pmap" and not _takes_axis_name(update):
         raise ValueError(
             "compile_update: 'pmap' needs an update with a keyword axis_name, over which it takes "

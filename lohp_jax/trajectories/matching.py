@@ -5,6 +5,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from lohp_jax.checks import check_option
 from lohp_jax.types import Trajectory
 
 Matching = Literal["uniform", "arc_length", "loss", "curvature"]
@@ -28,8 +29,7 @@ def match(trajectory: Trajectory, num_states: int, *, how: Matching = "uniform")
 
     Raises: ValueError for `num_states` out of range or an unknown `how`.
     """
-    if how not in get_args(Matching):
-        raise ValueError(f"match: how must be one of {get_args(Matching)}, got {how!r}.")
+    check_option("match", "how", how, get_args(Matching))
     total = trajectory.losses.shape[0] - 1
     if not 2 <= num_states <= total + 1:
         raise ValueError(

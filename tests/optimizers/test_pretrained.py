@@ -68,7 +68,7 @@ def test_rate_is_that_of_the_results():
 
 @pytest.mark.parametrize("function", [pretrained, lambda name: pretrained_optimizer(name, 10)])
 def test_unknown_name(function):
-    with pytest.raises(ValueError, match=r"\['small'\], got 'smal'; did you mean 'small'\?"):
+    with pytest.raises(ValueError, match=r"\('small',\), got 'smal'; did you mean 'small'\?"):
         function("smal")
 
 

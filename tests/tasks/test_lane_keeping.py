@@ -202,7 +202,7 @@ def test_a_drive_without_turns_has_a_finite_loss():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"head": "lstn"}, r"one of \['lstm', 'ltc'\], got 'lstn'; did you mean 'lstm'"),
+        ({"head": "lstn"}, r"one of \('lstm', 'ltc'\), got 'lstn'; did you mean 'lstm'"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"sequence_length": 5}, "sequence_length between 1 .* 16 and 4; got 5"),
         ({"sequence_length": 0}, "got 0"),

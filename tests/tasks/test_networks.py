@@ -204,7 +204,7 @@ def test_classifiers_take_weights_under_vmap_and_name_their_head(name):
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("cmn", {}, r"one of \['cnn', 'vit'\], got 'cmn'; did you mean 'cnn'"),
+        ("cmn", {}, r"one of \('cnn', 'vit'\), got 'cmn'; did you mean 'cnn'"),
         ("vit", {"patch_size": 3}, "patch_size must divide images of 4 x 4, got 3"),
         ("vit", {"width": 10, "num_heads": 3}, "num_heads must divide width=10, got 3"),
     ],

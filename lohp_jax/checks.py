@@ -1,0 +1,31 @@
+"""Errors for arguments that many functions share."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+
+
+def check_option(function: str, name: str, value: Any, options: Iterable[str]) -> None:
+    """Raises: ValueError with the nearest option, if `value` is none of them."""
+    options = tuple(options)
+    if value not in options:
+        nearest = difflib.get_close_matches(str(value), options, 1, 0)[0]
+        raise ValueError(
+            f"{function}: {name} must be one of {options}, got {value!r}; did you mean {nearest!r}?"
+        )
+
+
+def check_positive(function: str, name: str, value: Any) -> None:
+    """Raises: ValueError for a number that is not positive; arrays of `inject_hyperparams` pass."""
+    if not isinstance(value, jax.Array) and not value > 0:
+        raise ValueError(f"{function}: {name} must be positive, got {value}.")
+
+
+def check_fraction(function: str, name: str, value: Any, *, below_one: bool = False) -> None:
+    """Raises: ValueError for a number outside [0, 1]; arrays of `inject_hyperparams` pass."""
+    if not isinstance(value, jax.Array) and not (0 <= value <= 1 and (value < 1 or not below_one)):
+        raise ValueError(
+            f"{function}: {name} must be in [0, 1{')' if below_one else ']'}, got {value}."
+        )
