@@ -105,15 +105,8 @@ def with_learned(task: hub_tasks.Task, learned: Callable[[int], Any]) -> dict[st
     }
 
 
-class Runs(NamedTuple):
-    """`[B, NUM_RECORDS + 1]` the score at every record and the mean loss before it."""
-
-    scores: jax.Array
-    losses: jax.Array
-
-
-def train(task: hub_tasks.Task, arm: Arm, scalar: jax.Array, key: jax.Array) -> Runs:
-    """One run; `jax.vmap` over scalars and keys gives many."""
+def train(task: hub_tasks.Task, arm: Arm, scalar: jax.Array, key: jax.Array) -> jax.Array:
+    """One run: `[NUM_RECORDS + 1]` scores; `jax.vmap` over scalars and keys gives many."""
     family, num_steps = task.family, task.num_steps // arm.gradients
     data_key, init_key, loss_key = jax.random.split(key, 3)
     data, params = family.sample(data_key), family.init(init_key)
@@ -136,7 +129,7 @@ def train(task: hub_tasks.Task, arm: Arm, scalar: jax.Array, key: jax.Array) -> 
             value_fn=loss_fn,
             grad_fn=lambda params, _: jax.grad(loss_fn)(params),
         )
-        return (optax.apply_updates(params, updates), state), value
+        return (optax.apply_updates(params, updates), state), None
 
     def judge(carry):
         params, state = carry
@@ -145,14 +138,13 @@ def train(task: hub_tasks.Task, arm: Arm, scalar: jax.Array, key: jax.Array) -> 
         return family.evaluate(arm.read(state, params), data)[task.metric]
 
     def segment(carry, keys):
-        carry, losses = jax.lax.scan(step, carry, keys)
-        return carry, (judge(carry), losses.mean())
+        carry, _ = jax.lax.scan(step, carry, keys)
+        return carry, judge(carry)
 
     start = params, optimizer.init(params)
     keys = jax.random.split(loss_key, (NUM_RECORDS, num_steps // NUM_RECORDS))
-    _, (scores, losses) = jax.lax.scan(segment, start, keys)
-    first = judge(start), family.loss(params, data, keys[0, 0])
-    return Runs(*(jnp.append(a, b) for a, b in zip(first, (scores, losses), strict=True)))
+    _, scores = jax.lax.scan(segment, start, keys)
+    return jnp.append(judge(start), scores)
 
 
 def compare(task: hub_tasks.Task, arm: Arm, num_seeds: int) -> dict:
@@ -166,7 +158,7 @@ def compare(task: hub_tasks.Task, arm: Arm, num_seeds: int) -> dict:
     seconds: list[float] = []
     while sum(seconds) < MEASURED_SECONDS:
         began = time.perf_counter()
-        result = jax.block_until_ready(runs(jnp.full(num_seeds, best), keys))
+        scores = jax.block_until_ready(runs(jnp.full(num_seeds, best), keys))
         seconds.append(time.perf_counter() - began)
     return {
         "scalar": best,
@@ -175,8 +167,7 @@ def compare(task: hub_tasks.Task, arm: Arm, num_seeds: int) -> dict:
         "steps": task.num_steps // arm.gradients,
         "compile_seconds": round(compile_seconds, 2),
         "seconds": float(f"{min(seconds):.3g}"),
-        "scores": [_rounded(row) for row in np.asarray(result.scores)],
-        "losses": [_rounded(row) for row in np.asarray(result.losses)],
+        "scores": [_rounded(row) for row in np.asarray(scores)],
     }
 
 
@@ -188,7 +179,7 @@ def tune(
         return scalars[0], {}
     repeats = num_seeds // len(scalars)
     keys = jax.random.split(jax.random.key(1), repeats)
-    scores = runs(jnp.repeat(jnp.float32(scalars), repeats), jnp.tile(keys, len(scalars))).scores
+    scores = runs(jnp.repeat(jnp.float32(scalars), repeats), jnp.tile(keys, len(scalars)))
     final = np.asarray(scores[:, -1], np.float64).reshape(len(scalars), repeats)
     cost = np.where(np.isfinite(final), hub_tasks.cost_of(metric)(final), np.inf).mean(1)
     trials = {f"{scalar:g}": _rounded(row) for scalar, row in zip(scalars, final, strict=True)}
