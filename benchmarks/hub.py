@@ -1,13 +1,16 @@
 """Compares HUB with its two arms, its rivals and what a user would pick instead.
 
 Every optimizer gets the same number of gradients, the same starts and mini-batches, and five trials of
-its one scalar (most often a learning rate) on seeds that are not reported:
+its one scalar (most often a learning rate), each on two seeds that are not reported. Where a task has
+but one data set (images, a recorded drive), trials are judged on the examples that are reported, too,
+for all arms alike:
 
     python benchmarks/hub.py [--tasks NAME ...] [--arms NAME ...] [--theta celo=PATH] [--data DIR]
+    python benchmarks/hub.py --clock [...]
 
-Seeds and trials run in one vmapped call. Each finished task and arm is written to
-benchmarks/results/hub.json at once and not repeated; `benchmarks/hub_report.py` turns it into tables
-and plots.
+The first runs what is missing, seeds and trials in vmapped calls; the second times a step of what is
+there. Each finished task and arm is written to benchmarks/results/hub.json at once and not repeated
+unless its settings have changed; `benchmarks/hub_report.py` turns it into tables and plots.
 """
 
 import argparse
@@ -31,9 +34,12 @@ from lohp_jax.runs import environment
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "hub.json"
 NUM_TRIALS = 5
-NUM_RECORDS = 50
-MEASURED_SECONDS = 0.5
-"""A run is timed again until all have lasted this long; the fastest counts."""
+TUNING_SEEDS = 2
+LONG = 4
+"""How much longer the tuned hand-designed arm runs once more, for what is slower than it."""
+CLOCK_STEPS = 20
+CLOCK_REPEATS = 7
+_BLOCKS = {"block_wise": False, "block_wise_literal": True}
 _WEIGHTS = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 Make = Callable[[jax.Array, int], optax.GradientTransformation]
@@ -46,12 +52,14 @@ class Arm(NamedTuple):
       make: `(scalar, num_steps) -> optimizer`; the scalar is what is tuned.
       scalars: the five values tried; one where there is nothing to tune.
       gradients: gradients of one step.
+      length: how many times as long as all others it runs.
       read: parameters to be judged, from the optimizer's state and those it was handed.
     """
 
     make: Make
     scalars: tuple[float, ...]
     gradients: int = 1
+    length: int = 1
     read: Callable[[optax.OptState, Any], Any] = lambda state, params: params
 
 
@@ -60,6 +68,7 @@ def alone(task: hub_tasks.Task) -> dict[str, Arm]:
     rates = task.rates
     return {
         "hand": Arm(lambda rate, _: task.hand(rate), rates),
+        "hand_long": Arm(lambda rate, _: task.hand(rate), rates[:1], length=LONG),
         "hand_default": Arm(lambda rate, _: task.hand(rate), (1e-3,)),
         "hand_cosine": Arm(
             lambda rate, n: task.hand(optax.cosine_decay_schedule(rate, n)),
@@ -84,7 +93,11 @@ def with_learned(task: hub_tasks.Task, learned: Callable[[int], Any]) -> dict[st
 
     rates = task.rates
     default = task.hand(rates[NUM_TRIALS // 2])
-    return {
+    blocks = {}
+    if task.is_new:
+        modes = {f"hub_{k}": lj.block_wise(task.is_new, literal=v) for k, v in _BLOCKS.items()}
+        blocks = {name: Arm(both(lj.hub, mode=mode), rates) for name, mode in modes.items()}
+    return blocks | {
         "alone": Arm(lambda _, n: learned(n), (1.0,)),
         "lgl2o_race": Arm(both(lj.lgl2o, mode="race", num_steps=10), rates, gradients=2),
         "lgl2o_candidate": Arm(both(lj.lgl2o, mode="candidate"), rates),
@@ -105,20 +118,16 @@ def with_learned(task: hub_tasks.Task, learned: Callable[[int], Any]) -> dict[st
     }
 
 
-def train(task: hub_tasks.Task, arm: Arm, scalar: jax.Array, key: jax.Array) -> jax.Array:
-    """One run: `[NUM_RECORDS + 1]` scores; `jax.vmap` over scalars and keys gives many."""
-    family, num_steps = task.family, task.num_steps // arm.gradients
-    data_key, init_key, loss_key = jax.random.split(key, 3)
-    data, params = family.sample(data_key), family.init(init_key)
-    optimizer = optax.with_extra_args_support(arm.make(scalar, num_steps))
-    if task.clip is not None:
-        optimizer = optax.chain(optax.clip_by_global_norm(task.clip), optimizer)
+def make_step(task: hub_tasks.Task, arm: Arm, scalar: jax.Array, data: Any) -> tuple:
+    """The optimizer of a run, and its step `((params, state), key) -> ((params, state), None)`."""
+    loss = task.family.loss
+    optimizer = optax.with_extra_args_support(arm.make(scalar, num_steps(task, arm)))
 
-    def step(carry, step_key):
+    def step(carry, key):
         params, state = carry
 
         def loss_fn(params):
-            return family.loss(params, data, step_key)
+            return loss(params, data, key)
 
         value, gradient = jax.value_and_grad(loss_fn)(params)
         updates, state = optimizer.update(
@@ -131,59 +140,108 @@ def train(task: hub_tasks.Task, arm: Arm, scalar: jax.Array, key: jax.Array) -> 
         )
         return (optax.apply_updates(params, updates), state), None
 
+    return optimizer, step
+
+
+def num_steps(task: hub_tasks.Task, arm: Arm) -> int:
+    """Steps of a run."""
+    return task.num_steps * arm.length // arm.gradients
+
+
+def train(task: hub_tasks.Task, arm: Arm, scalar: jax.Array, key: jax.Array) -> tuple:
+    """One run: scores `[num_records + 1]` and all that is measured at the end."""
+    family = task.family
+    data_key, init_key, loss_key = jax.random.split(key, 3)
+    data, params = family.sample(data_key), family.init(init_key)
+    optimizer, step = make_step(task, arm, scalar, data)
+
     def judge(carry):
         params, state = carry
-        if task.clip is not None:
-            state = state[1]
-        return family.evaluate(arm.read(state, params), data)[task.metric]
+        return family.evaluate(arm.read(state, params), data)
 
     def segment(carry, keys):
         carry, _ = jax.lax.scan(step, carry, keys)
         return carry, judge(carry)
 
     start = params, optimizer.init(params)
-    keys = jax.random.split(loss_key, (NUM_RECORDS, num_steps // NUM_RECORDS))
-    _, scores = jax.lax.scan(segment, start, keys)
-    return jnp.append(judge(start), scores)
+    keys = jax.random.split(loss_key, (task.num_records, num_steps(task, arm) // task.num_records))
+    _, measured = jax.lax.scan(segment, start, keys)
+    scores = jnp.append(judge(start)[task.metric], measured[task.metric])
+    return scores, jax.tree.map(lambda values: values[-1], measured)
 
 
-def compare(task: hub_tasks.Task, arm: Arm, num_seeds: int) -> dict:
+def compare(task: hub_tasks.Task, arm: Arm) -> dict:
     """Tunes an arm on seeds of its own, then runs it with the winner."""
     runs = jax.jit(jax.vmap(lambda scalar, key: train(task, arm, scalar, key)))
-    keys = jax.random.split(jax.random.key(0), num_seeds)
+    keys = jax.random.split(jax.random.key(0), task.num_seeds)
     began = time.perf_counter()
-    runs = runs.lower(jnp.zeros(num_seeds), keys).compile()
+    runs = runs.lower(jnp.zeros(task.num_seeds), keys).compile()
     compile_seconds = time.perf_counter() - began
-    best, trials = tune(runs, arm.scalars, num_seeds, task.metric)
-    seconds: list[float] = []
-    while sum(seconds) < MEASURED_SECONDS:
-        began = time.perf_counter()
-        scores = jax.block_until_ready(runs(jnp.full(num_seeds, best), keys))
-        seconds.append(time.perf_counter() - began)
+    best, trials = tune(runs, arm.scalars, task)
+    scores, final = runs(jnp.full(task.num_seeds, best), keys)
     return {
         "scalar": best,
         "trials": trials,
         "gradients_per_step": arm.gradients,
-        "steps": task.num_steps // arm.gradients,
         "compile_seconds": round(compile_seconds, 2),
-        "seconds": float(f"{min(seconds):.3g}"),
         "scores": [_rounded(row) for row in np.asarray(scores)],
+        "final": {name: _rounded(values) for name, values in final.items()},
     }
 
 
-def tune(
-    runs: Callable, scalars: tuple[float, ...], num_seeds: int, metric: str
-) -> tuple[float, dict[str, list]]:
-    """The scalar of the least mean cost on seeds of its own, and the scores of each."""
+def tune(runs: Callable, scalars: tuple[float, ...], task: hub_tasks.Task) -> tuple[float, dict]:
+    """The scalar of the least mean cost on seeds of its own, and the costs of each.
+
+    A run that fails costs what its start does.
+    """
     if len(scalars) == 1:
         return scalars[0], {}
-    repeats = num_seeds // len(scalars)
-    keys = jax.random.split(jax.random.key(1), repeats)
-    scores = runs(jnp.repeat(jnp.float32(scalars), repeats), jnp.tile(keys, len(scalars)))
-    final = np.asarray(scores[:, -1], np.float64).reshape(len(scalars), repeats)
-    cost = np.where(np.isfinite(final), hub_tasks.cost_of(metric)(final), np.inf).mean(1)
-    trials = {f"{scalar:g}": _rounded(row) for scalar, row in zip(scalars, final, strict=True)}
-    return scalars[int(np.argmin(cost))], trials
+    keys = jax.random.split(jax.random.key(1), TUNING_SEEDS)
+    pairs = [(scalar, key) for key in keys for scalar in scalars]
+    costs = []
+    for first in range(0, len(pairs), task.num_seeds):
+        batch = pairs[first : first + task.num_seeds]
+        values, batch_keys = zip(*batch, strict=True)
+        scores, final = runs(jnp.float32(values), jnp.stack(batch_keys))
+        cost = hub_tasks.cost_of(task.metric)(np.asarray(scores, np.float64)[:, [0, -1]])
+        fails = ~np.isfinite(cost[:, 1]) | ~np.isfinite(np.asarray(final["loss"]))
+        costs.append(np.where(fails, cost[:, 0], np.minimum(*cost.T)))
+    costs = np.concatenate(costs).reshape(TUNING_SEEDS, len(scalars)).T
+    trials = {f"{scalar:g}": _rounded(row) for scalar, row in zip(scalars, costs, strict=True)}
+    return scalars[int(np.argmin(costs.mean(1)))], trials
+
+
+def clock(task: hub_tasks.Task, arm: Arm, scalar: float) -> Callable[[], float]:
+    """Compiles steps of one run, as a user's loop has them; calling the result times them."""
+    key = jax.random.key(0)
+    data, params = task.family.sample(key), task.family.init(key)
+    optimizer = optax.with_extra_args_support(arm.make(scalar, num_steps(task, arm)))
+
+    def steps(carry, data, key):
+        keys = jax.random.split(key, CLOCK_STEPS)
+        return jax.lax.scan(make_step(task, arm, scalar, data)[1], carry, keys)[0]
+
+    carry = params, optimizer.init(params)
+    compiled = jax.jit(steps).lower(carry, data, key).compile()
+    carry = jax.block_until_ready(compiled(carry, data, key))
+
+    def timed():
+        began = time.perf_counter()
+        jax.block_until_ready(compiled(carry, data, key))
+        return time.perf_counter() - began
+
+    return timed
+
+
+def add_clocks(task: hub_tasks.Task, arms: dict[str, Arm], rows: dict[str, dict]) -> Iterable[str]:
+    """Times a gradient's worth of every arm beside one of the tuned hand-designed arm, in turn."""
+    hand = clock(task, arms["hand"], rows["hand"]["scalar"])
+    for name in [name for name in arms if name in rows and "times_hand" not in rows[name]]:
+        timed = clock(task, arms[name], rows[name]["scalar"])
+        ratios = np.array([timed() / hand() for _ in range(CLOCK_REPEATS)]) / arms[name].gradients
+        rows[name]["times_hand"] = float(f"{np.median(ratios):.3g}")
+        rows[name]["times_hand_range"] = _rounded([ratios.min(), ratios.max()])
+        yield name
 
 
 def _rounded(values: Iterable[float]) -> list[float | None]:
@@ -191,44 +249,102 @@ def _rounded(values: Iterable[float]) -> list[float | None]:
     return [float(f"{v:.4g}") if np.isfinite(v) else None for v in values]
 
 
+RULES = {"celo": lj.celo, "velo": lj.velo}
+
+
 def learned_rules(thetas: dict[str, str]) -> dict[str, Callable[[int], Any]]:
     """The learned optimizers: what ships, and Celo's or VeLO's published weights where given."""
-    rules = {"celo": lj.celo, "velo": lj.velo}
     loaded = {name: lj.load_theta(path) for name, path in thetas.items()}
     return {"small": lambda n: lj.pretrained_optimizer("small", n)} | {
-        name: lambda n, name=name: rules[name](loaded[name], n) for name in loaded
+        name: lambda n, name=name: RULES[name](loaded[name], n) for name in loaded
     }
 
 
-def main() -> None:
-    """Runs what is missing."""
+def describe(task: hub_tasks.Task) -> dict[str, Any]:
+    """What the report needs to know of a task."""
+    keys = jax.random.split(jax.random.key(0), task.num_seeds)
+    data = [task.family.sample(jax.random.split(key, 3)[0]) for key in keys]
+    examples = {"num_query": len(data[0]["query"][1])} if task.metric == "accuracy" else {}
+    trivial = [task.trivial(it) for it in data] if task.trivial else []
+    return {
+        "metric": task.metric,
+        "num_steps": task.num_steps,
+        "trivial": {k: [float(f"{it[k]:.4g}") for it in trivial] for k in (trivial or [{}])[0]},
+    } | examples
+
+
+def all_arms(task: hub_tasks.Task, rules: dict[str, Callable[[int], Any]]) -> dict[str, Arm]:
+    """Every optimizer by name; those with a learned rule are called "RULE/NAME"."""
+    arms = alone(task)
+    for rule, learned in rules.items():
+        arms |= {f"{rule}/{arm}": it for arm, it in with_learned(task, learned).items()}
+    return arms | {
+        "small/alone_tuned": Arm(
+            lambda rate, n: lj.pretrained_optimizer("small", n, learning_rate=rate), task.rates
+        ),
+        "small/hub_trust_untuned": arms["small/hub_trust"]._replace(scalars=(1e-3,)),
+    }
+
+
+def run_missing(
+    task: hub_tasks.Task, arms: dict[str, Arm], names: Iterable[str], rows: dict[str, dict]
+) -> Iterable[str]:
+    """Runs arms of which there is no row, or one of other settings; yields their names."""
+    for name in names:
+        arm = arms[name]
+        if name == "hand_long":
+            arm = arm._replace(scalars=(rows["hand"]["scalar"],))
+        settings = {
+            "num_steps": num_steps(task, arm),
+            "scalars": list(arm.scalars),
+            "num_seeds": task.num_seeds,
+            "tuning_seeds": TUNING_SEEDS,
+        }
+        if name not in rows or rows[name]["settings"] != settings:
+            rows[name] = {"settings": settings, **compare(task, arm)}
+            yield name
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tasks", nargs="+", choices=hub_tasks.TASKS)
     parser.add_argument("--arms", nargs="+", help="only these, e.g. hand celo/hub_trust")
     parser.add_argument("--theta", nargs="*", default=[], metavar="RULE=PATH")
     parser.add_argument("--data", type=pathlib.Path, help="folder of data sets that do not ship")
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
+    parser.add_argument("--clock", action="store_true", help="time the steps of what has been run")
     arguments = parser.parse_args()
+    for pair in arguments.theta:
+        if pair.partition("=")[0] not in RULES or "=" not in pair:
+            parser.error(f"--theta: expected {' or '.join(RULES)}, then =PATH; got {pair!r}")
+    needy = set(arguments.tasks or ()) & set(hub_tasks.NEEDS_DATA)
+    if needy and not arguments.data:
+        parser.error(f"--tasks: {', '.join(sorted(needy))} need --data")
+    return arguments
+
+
+def main() -> None:
+    """Runs what is missing, or times what is there."""
+    arguments = parse_args()
     rules = learned_rules(dict(pair.split("=", 1) for pair in arguments.theta))
     results = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
     possible = [t for t in hub_tasks.TASKS if arguments.data or t not in hub_tasks.NEEDS_DATA]
     for name in arguments.tasks or possible:
         task = hub_tasks.TASKS[name](arguments.data)
-        arms = alone(task)
-        for rule, learned in rules.items():
-            arms |= {f"{rule}/{arm}": it for arm, it in with_learned(task, learned).items()}
-        arms["small/alone_tuned"] = Arm(
-            lambda rate, n: lj.pretrained_optimizer("small", n, learning_rate=rate), task.rates
-        )
+        arms = all_arms(task, rules)
+        if unknown := set(arguments.arms or ()) - set(arms):
+            sys.exit(f"--arms: {name} has {', '.join(arms)}; got {', '.join(sorted(unknown))}.")
         found = results.setdefault(name, {"arms": {}})
-        found |= {"metric": task.metric, "num_steps": task.num_steps, "environment": environment()}
-        for arm in arguments.arms or arms:
-            if arm in found["arms"]:
-                continue
-            found["arms"][arm] = row = compare(task, arms[arm], task.num_seeds)
+        found |= describe(task) | {"environment": environment()}
+        work = add_clocks(task, arms, found["arms"])
+        if not arguments.clock:
+            work = run_missing(task, arms, arguments.arms or arms, found["arms"])
+        for arm in work:
             write_atomically(arguments.results, (json.dumps(results) + "\n").encode())
+            row = found["arms"][arm]
             final = [scores[-1] for scores in row["scores"]]
-            print(name, arm, f"{row['scalar']:g}", sorted(final, key=lambda x: (x is None, x)))
+            print(name, arm, row.get("times_hand"), f"{row['scalar']:g}", final, flush=True)
 
 
 if __name__ == "__main__":

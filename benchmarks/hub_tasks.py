@@ -15,14 +15,14 @@ from lohp_jax.data.lane import read_drive, render_drive
 from lohp_jax.data.volume import read_volume
 from lohp_jax.tasks.classification import classification
 from lohp_jax.tasks.fine_tuning import fine_tuning, pretrain, transfer_pair
-from lohp_jax.tasks.lane_keeping import lane_keeping
+from lohp_jax.tasks.lane_keeping import lane_keeping, mean_error, nearest_error, split_by_time
 from lohp_jax.tasks.ltc_sine import ltc_sine
 from lohp_jax.tasks.oscillating import oscillating
 from lohp_jax.tasks.siren import siren
 from lohp_jax.types import TaskFamily
 
 _RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-_LOW_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+_LOW_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 _FRAME = (24, 64)
 _CHANNELS = (8, 12, 16, 16, 16)
 _WIDTHS = (16, 32)
@@ -37,8 +37,10 @@ class Task(NamedTuple):
       metric: what `evaluate` is read for, "objective" or "accuracy".
       hand: the hand-designed arm from its learning rate, as in the paper's experiment.
       rates: the five learning rates tried.
-      num_seeds: at least 5 and a multiple of 5, so that the trials take one batch of the same size.
-      clip: bound of the global norm of the gradient, for all arms; None for none.
+      num_seeds: 5 or 10, so that ten trials fill batches of the same size.
+      num_records: how often a run is judged.
+      is_new: whether the tensor at a path starts anew, where the others are pre-trained.
+      trivial: costs of what needs no network, from the data of a seed.
     """
 
     family: TaskFamily
@@ -47,12 +49,19 @@ class Task(NamedTuple):
     hand: Callable[[Any], optax.GradientTransformation] = optax.adam
     rates: tuple[float, ...] = _RATES
     num_seeds: int = 10
-    clip: float | None = None
+    num_records: int = 50
+    is_new: Callable[[tuple[str, ...]], bool] | None = None
+    trivial: Callable[[Any], dict[str, float]] | None = None
 
 
 def cost_of(metric: str) -> Callable[[np.ndarray], np.ndarray]:
     """What is to be small: the objective, or one minus the accuracy."""
     return {"objective": lambda score: score, "accuracy": lambda score: 1 - score}[metric]
+
+
+def _radial(dimension: int) -> Task:
+    rates = tuple(rate / dimension for rate in _RATES)  # starts are in (-1 / d, 1 / d)
+    return Task(oscillating(dimension), 500, rates=rates)
 
 
 def _classification(data: str, network: str, root: pathlib.Path | None, **options) -> Task:
@@ -79,7 +88,15 @@ def _tuned_from(source, target, num_steps: int) -> Task:
         functools.partial(pretrain, classification(source, widths=_WIDTHS), num_steps=1000)
     )(jax.random.key(0))
     family = fine_tuning(source, target, theta_0, widths=_WIDTHS)
-    return Task(family, num_steps, "accuracy", optax.adamw, _LOW_RATES, num_seeds=5)
+    return Task(
+        family,
+        num_steps,
+        "accuracy",
+        optax.adamw,
+        _LOW_RATES,
+        num_seeds=5,
+        is_new=lambda path: path[0] == "head",
+    )
 
 
 def _lane(root: pathlib.Path | None, head: str, *, real: bool) -> Task:
@@ -89,17 +106,22 @@ def _lane(root: pathlib.Path | None, head: str, *, real: bool) -> Task:
         frames, angles = folder / "video01_frames.zip", folder / "video01_steering.csv"
         drive = read_drive(frames, angles, size=_FRAME)
     family = lane_keeping(drive, head=head, channels=_CHANNELS, batch_size=4, sequence_length=8)
-    return Task(family, 300, rates=_LOW_RATES, num_seeds=5)
+    return Task(family, 300, rates=_LOW_RATES, num_seeds=5, trivial=_without_network)
+
+
+def _without_network(drive) -> dict[str, float]:
+    parts = split_by_time(len(drive.angles))
+    return {"mean angle": mean_error(drive, *parts), "nearest frame": nearest_error(drive, *parts)}
 
 
 def _siren(root: pathlib.Path | None, *, real: bool) -> Task:
     volume = read_volume(root / "volume" / "spm152.nii.gz") if real else None
-    return Task(siren(volume), 500, hand=optax.adamax, num_seeds=5)
+    return Task(siren(volume), 500, hand=optax.adamax, num_seeds=5, num_records=10)
 
 
 TASKS: dict[str, Callable[[pathlib.Path | None], Task]] = {
-    "radial_2": lambda root: Task(oscillating(2), 500),
-    "radial_1000": lambda root: Task(oscillating(1000), 500),
+    "radial_2": lambda root: _radial(2),
+    "radial_1000": lambda root: _radial(1000),
     "separable_1000": lambda root: Task(oscillating(1000, form="separable"), 500),
     "ltc_sine_8": lambda root: Task(ltc_sine(8), 1000),
     "ltc_sine_16": lambda root: Task(ltc_sine(16), 1000),
@@ -109,7 +131,7 @@ TASKS: dict[str, Callable[[pathlib.Path | None], Task]] = {
     "fine_tuning": _fine_tuning,
     "digits_cnn": functools.partial(_classification, "digits", "cnn", widths=_WIDTHS),
     "digits_vit": functools.partial(
-        _classification, "digits", "vit", depth=2, width=32, num_heads=4, patch_size=2
+        _classification, "digits", "vit", depth=2, width=32, num_heads=4, patch_size=4
     ),
     "deeppicar_lstm": functools.partial(_lane, head="lstm", real=True),
     "deeppicar_ltc": functools.partial(_lane, head="ltc", real=True),
