@@ -165,4 +165,10 @@ PAPER = {
     "deeppicar_lstm": {"Adam": 13.4, "VeLO": 8.2, "LGL2O": 25.4, "HUB": 4.27},
     "deeppicar_ltc": {"Adam": 9.14, "VeLO": 5378, "LGL2O": 78.1, "HUB": 3.12},
 }
-"""One number for each cell there, with a random split of the frames."""
+"""One number for each cell there."""
+PAPER_NOTE = {
+    "ltc_sine_8": "one run, 8 neurons",
+    "deeppicar_lstm": "one run, larger frames and network, a random split of the frames, which puts "
+    "neighbours of the test frames into the training part",
+    "deeppicar_ltc": "as above",
+}

@@ -120,11 +120,16 @@ def meta_train_run(
             for method, by_family in (("small", learned[1]), ("adam_best", baseline))
             for family, scores in by_family.items()
         ],
-        "curve": metrics.read_lines(lines, METHOD)[:: max(1, config.updates // 100)],
+        "curve": _thinned(metrics.read_lines(lines, METHOD)),
         "probes": metrics.read_lines(lines, PROBE),
     }
     write_json(directory / "results.json", results)
     return results
+
+
+def _thinned(lines: list[dict]) -> list[dict]:
+    """About a hundred lines, the last one among them."""
+    return lines[:: -max(1, len(lines) // 100)][::-1]
 
 
 def trained_meta_updates(directory: str | os.PathLike) -> int:

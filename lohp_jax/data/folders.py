@@ -121,7 +121,7 @@ def read_images(
     with contextlib.ExitStack() as stack:
         archive = None if path.is_dir() else stack.enter_context(zipfile.ZipFile(path))
         read = archive.read if archive else lambda name: (path / name).read_bytes()
-        images = [_decode(name, read(name), prepare) for name in names]
+        images = [_decode(name, read, prepare) for name in names]
     sizes = sorted({image.shape[:2] for image in images})
     if len(sizes) > 1:
         raise ValueError(
@@ -131,13 +131,13 @@ def read_images(
     return np.stack(images)
 
 
-def _decode(name: str, encoded: bytes, prepare: Callable) -> np.ndarray:
+def _decode(name: str, read: Callable[[str], bytes], prepare: Callable) -> np.ndarray:
     from PIL import Image  # here, for a light `import lohp_jax`
 
     try:
-        with Image.open(io.BytesIO(encoded)) as file:
+        with Image.open(io.BytesIO(read(name))) as file:
             return np.asarray(prepare(file.convert("RGB")))
-    except OSError as error:
+    except (OSError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"read_images: expected an image, but {name} cannot be read; replace it or take it out "
             f"({error})."

@@ -71,7 +71,12 @@ def read_drive(
     def prepare(image):
         from PIL import Image
 
-        box = (0, round(low * image.height), image.width, round(high * image.height))
+        top, bottom = round(low * image.height), round(high * image.height)
+        if top == bottom:
+            raise ValueError(
+                f"read_drive: crop {crop} leaves no row of frames {image.height} pixels high."
+            )
+        box = (0, top, image.width, bottom)
         return image.crop(box).resize(size[::-1], Image.Resampling.BILINEAR)
 
     return Drive(read_images(frames, names, prepare), in_order)
@@ -175,9 +180,14 @@ def _read_angles(
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"read_drive: expected a CSV file of angles at {path}, found none.")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns, rows = list(reader.fieldnames or ()), list(reader)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns, rows = list(reader.fieldnames or ()), list(reader)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"read_drive: expected {path.name} in UTF-8; save it so ({error})."
+        ) from error
     if not {frame_column, angle_column} <= set(columns):
         raise ValueError(
             f"read_drive: expected columns {frame_column!r} and {angle_column!r} in {path.name}, got "

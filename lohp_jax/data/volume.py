@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -64,13 +65,19 @@ def read_volume(path: str | os.PathLike, size: int = 64) -> np.ndarray:
     Raises: FileNotFoundError; ImportError without nibabel; ValueError for another kind of file or an
       array that is not a volume.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
             f"read_volume: no file {path}; give the path of a .npy, .npz or NIfTI volume, or use "
             "`synthetic_volume`, which needs none."
         )
-    return resample_volume(_load(path), size)
+    try:
+        volume = _load(path)
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"read_volume: {path} cannot be read as what its name says; replace it ({error})."
+        ) from error
+    return resample_volume(volume, size)
 
 
 def resample_volume(volume: np.ndarray, size: int = 64) -> np.ndarray:
@@ -88,6 +95,7 @@ def resample_volume(volume: np.ndarray, size: int = 64) -> np.ndarray:
     from scipy import ndimage  # here, for a light `import lohp_jax`
 
     volume = np.asarray(volume)
+    volume = volume.astype(volume.dtype.newbyteorder("="), copy=False)
     check_volume("resample_volume", volume)
     if size < 2:
         raise ValueError(f"resample_volume: size must be at least 2, got {size}.")

@@ -75,7 +75,7 @@ def classifier_family(
     def loss(params, data, key):
         pool, labels = data["train"]
         index = jax.random.randint(key, (batch_size,), 0, len(labels))
-        return _cross_entropy(net.apply(params, pool[index]), labels[index])
+        return cross_entropy(net.apply(params, pool[index]), labels[index])
 
     def evaluate(params, data):
         return score(net, params, data["query"]) | measure(params, data)
@@ -96,7 +96,7 @@ def score(net: Network, params: Params, examples: Labelled) -> dict[str, jax.Arr
     """Accuracy and mean cross-entropy."""
     logits, labels = _logits(net, params, examples[0]), examples[1]
     hits = jnp.argmax(logits, axis=-1) == labels
-    return {"accuracy": jnp.mean(hits), "loss": _cross_entropy(logits, labels)}
+    return {"accuracy": jnp.mean(hits), "loss": cross_entropy(logits, labels)}
 
 
 def count_hits(net: Network, params: Params, examples: Labelled) -> jax.Array:
@@ -116,5 +116,6 @@ def _logits(net: Network, params: Params, images: jax.Array) -> jax.Array:
     )
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean over examples, of logits `[N, classes]` and labels `[N]`."""
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))

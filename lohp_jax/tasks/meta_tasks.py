@@ -1,8 +1,8 @@
 """Small and varied tasks to meta-train a learned optimizer on, and to test it.
 
-Classification of 8x8 images, real digits and made-up ones, by multi-layer perceptrons: a step costs
-microseconds. What is held out are classes (digits) or seeds (made-up tasks). The convolutional family
-is for tests of what was never meta-trained on.
+Classification of 8x8 images, real digits and made-up ones, by multi-layer perceptrons.
+What is held out are classes (digits) or seeds (made-up tasks). The convolutional family is for tests of
+what was never meta-trained on.
 """
 
 import functools
@@ -12,10 +12,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from lohp_jax.checks import check_option
 from lohp_jax.tasks import make_family
+from lohp_jax.tasks.classification import cross_entropy
+from lohp_jax.tasks.single import check_split
 from lohp_jax.types import Params, TaskFamily
 
 _PIXELS = 64
@@ -60,8 +61,7 @@ def synthetic_family(
     sizes = (_PIXELS, *widths, num_classes)
 
     def sample(key, split="train"):
-        if split not in ("train", "held_out"):
-            raise ValueError(f"sample: split must be 'train' or 'held_out', got {split!r}.")
+        check_split(split)
         seed = 2 * jax.random.randint(key, (), 0, 2**30) + (split == "held_out")
         images, labels = make(jax.random.key(seed), num_train + num_query, num_classes)
         return {
@@ -77,12 +77,12 @@ def synthetic_family(
     def loss(params, data, key):
         index = jax.random.randint(key, (_BATCH,), 0, num_train)
         logits = apply_mlp(params, data["images"][index], activation)
-        return _cross_entropy(logits, data["labels"][index])
+        return cross_entropy(logits, data["labels"][index])
 
     def evaluate(params, data):
         logits = apply_mlp(params, data["query_images"], activation)
         hits = jnp.argmax(logits, axis=-1) == data["query_labels"]
-        return {"accuracy": jnp.mean(hits), "loss": _cross_entropy(logits, data["query_labels"])}
+        return {"accuracy": jnp.mean(hits), "loss": cross_entropy(logits, data["query_labels"])}
 
     def context(data, key):
         return {"images": data["images"], "labels": data["labels"]}
@@ -129,10 +129,6 @@ def _teacher_images(key, count, num_classes):
     first = jax.random.normal(keys[0], (_PIXELS, 16)) / 2.0
     second = jax.random.normal(keys[1], (16, num_classes))
     return images, jnp.argmax(jnp.tanh(images @ first) @ second, axis=-1)
-
-
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
 _digits = functools.partial(make_family, "digits_5way", holdout="classes", batch_size=_BATCH)

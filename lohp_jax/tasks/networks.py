@@ -97,6 +97,8 @@ def make_classifier(
       `num_heads` that does not divide `width`.
     """
     check_option("make_classifier", "name", name, CLASSIFIERS)
+    for option in options:
+        check_option("make_classifier", f"an option of {name!r}", option, _OPTIONS[name])
     body = functools.partial(CLASSIFIERS[name], **options)
     return _with_head(body, _SMALL, image_shape, num_classes)
 
@@ -126,6 +128,8 @@ def _with_head(
 
 def _cnn(images: jax.Array, *, widths: Sequence[int] = (32, 64, 128)) -> jax.Array:
     """`[N, height, width, channels]` -> `[N, widths[-1]]`."""
+    if not widths:
+        raise ValueError("cnn: widths must hold at least one number of channels, got none.")
     x = images
     for width in widths:
         x = jax.nn.relu(_conv_2d(x, width, 3))
@@ -142,6 +146,11 @@ def _vit(
     num_heads: int = 12,
 ) -> jax.Array:
     """`[N, height, width, channels]` -> `[N, width]`."""
+    if min(patch_size, depth, width, num_heads) < 1:
+        raise ValueError(
+            "vit: patch_size, depth, width and num_heads must be at least 1, got "
+            f"{patch_size}, {depth}, {width}, {num_heads}."
+        )
     if width % num_heads:
         raise ValueError(f"vit: num_heads must divide width={width}, got {num_heads}.")
     w_init = hk.initializers.VarianceScaling(2.0 / depth)  # the blocks' outputs add up
@@ -170,6 +179,7 @@ def _layer_norm(x: jax.Array) -> jax.Array:
 
 
 CLASSIFIERS = {"cnn": _cnn, "vit": _vit}
+_OPTIONS = {"cnn": ("widths",), "vit": ("patch_size", "depth", "width", "num_heads")}
 
 LANE_CHANNELS = (24, 36, 48, 64, 64)
 
@@ -218,8 +228,8 @@ def _conv_2d(
 ) -> jax.Array:
     """A 2-D convolution with a bias, `[N, height, width, channels]` in and out.
 
-    On a CPU it is one product of matrices: XLA's own convolution is ten times slower there as soon as
-    it stands in a `lax.scan`, where whole trainings run.
+    On a CPU it is one product of matrices: XLA's own convolution is much slower there as soon as it
+    stands in a `lax.scan`, where whole trainings run.
     """
     conv = functools.partial(_convolve, stride=stride, padding=padding)
     by_product = functools.partial(_convolve_by_product, stride=stride, padding=padding)

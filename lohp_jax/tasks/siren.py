@@ -51,6 +51,7 @@ def siren(
     _check_options(ratio, hidden_layers, w0, batch_size)
     if volume is not None:
         volume = np.asarray(volume)
+        volume = volume.astype(volume.dtype.newbyteorder("="), copy=False)
         _check_volume(volume)
     shape = (size,) * 3 if volume is None else volume.shape
     dtype = np.dtype(np.uint16) if volume is None else volume.dtype

@@ -112,6 +112,17 @@ def test_unreadable_and_unequal_images(tmp_path):
         read_images(tmp_path, ["a.png", "c.png"], lambda image: image)
 
 
+def test_a_damaged_archive_names_the_image(tmp_path):
+    write_image(tmp_path / "a.png", 1)
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "a.png")
+    packed = bytearray((tmp_path / "images.zip").read_bytes())
+    packed[len(packed) // 4] ^= 0xFF
+    (tmp_path / "images.zip").write_bytes(packed)
+    with pytest.raises(ValueError, match=r"a\.png cannot be read; .*CRC"):
+        read_images(tmp_path / "images.zip", ["a.png"], lambda image: image)
+
+
 @pytest.mark.skipif(not PACS.exists(), reason="needs the PACS archive")
 def test_pacs():
     photo = folder_images(PACS, domain="photo", image_size=16)

@@ -105,6 +105,18 @@ def test_wrong_sizes(tmp_path, options):
         read_drive(*write_drive(tmp_path), **options)
 
 
+def test_a_crop_without_rows(tmp_path):
+    with pytest.raises(ValueError, match=r"crop \(0\.5, 0\.5001\) leaves no row of frames"):
+        read_drive(*write_drive(tmp_path), crop=(0.5, 0.5001))
+
+
+def test_a_table_in_another_encoding(tmp_path):
+    frames, angles = write_drive(tmp_path)
+    angles.write_bytes("frame,Lenkwinkel\xe4\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"expected angles\.csv in UTF-8"):
+        read_drive(frames, angles)
+
+
 @pytest.mark.skipif(not CAR.exists(), reason="needs the frames of DeepPiCar")
 def test_deeppicar():
     files = CAR / "video01_frames.zip", CAR / "video01_steering.csv"

@@ -62,6 +62,7 @@ def test_the_middle_cube_is_kept():
     "dtype, values, expected",
     [
         (np.uint16, [0, 1000], [0, 1000]),
+        (np.dtype(">u2"), [0, 1000], [0, 1000]),
         (np.uint8, [10, 200], [2570, 51400]),
         (np.int16, [-100, 300], [0, 65535]),
         (np.float32, [0.25, 0.75], [0, 65535]),
@@ -112,6 +113,15 @@ def test_another_kind_of_file_is_rejected(tmp_path):
         ValueError, match=r"expected a \.npy.* got 'brain\.png'; convert .* np\.save"
     ):
         read_volume(tmp_path / "brain.png")
+
+
+@pytest.mark.parametrize("name", ["empty.npy", "truncated.npz"])
+def test_a_corrupt_file_is_named(name, tmp_path):
+    np.savez(tmp_path / "whole.npz", RAMP)
+    whole = (tmp_path / "whole.npz").read_bytes()
+    (tmp_path / name).write_bytes(b"" if name == "empty.npy" else whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=rf"{name} cannot be read as what its name says"):
+        read_volume(tmp_path / name)
 
 
 def test_an_archive_of_several_arrays_is_rejected(tmp_path):

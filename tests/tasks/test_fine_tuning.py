@@ -90,7 +90,9 @@ def test_forgetting_is_what_the_old_head_loses():
 
 
 def test_the_head_is_a_block_of_hub():
-    """Mode by path: with gradients of one tall entry each, only the head takes the learned update."""
+    """Where one entry of the gradient towers, the new head takes its hand-designed update (vanilla) and
+    the rest the learned one (inverted).
+    """
     params = tuning().init(jax.random.key(0))
     grads = jax.tree.map(lambda leaf: jnp.zeros_like(leaf).ravel().at[0].set(100.0), params)
     grads = jax.tree.map(lambda g, leaf: g.reshape(leaf.shape), grads, params)

@@ -206,6 +206,9 @@ def test_classifiers_take_weights_under_vmap_and_name_their_head(name):
     [
         ("cmn", {}, r"one of \('cnn', 'vit'\), got 'cmn'; did you mean 'cnn'"),
         ("vit", {"patch_size": 3}, "patch_size must divide images of 4 x 4, got 3"),
+        ("vit", {"depth": 0}, "depth, width and num_heads must be at least 1, got 4, 0, 192, 12"),
+        ("vit", {"heads": 3}, "an option of 'vit' must be one of .*'heads'.*'num_heads'"),
+        ("cnn", {"widths": ()}, "widths must hold at least one number"),
         ("vit", {"width": 10, "num_heads": 3}, "num_heads must divide width=10, got 3"),
     ],
 )

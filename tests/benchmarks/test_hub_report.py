@@ -1,0 +1,136 @@
+"""The statistics of the report on HUB, by their definitions on made-up results."""
+
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def report():
+    sys.path.insert(0, str(FOLDER))
+    try:
+        import hub_report
+    finally:
+        sys.path.remove(str(FOLDER))
+    return hub_report
+
+
+def row(finals, *, start=1.0, losses=None, steps=3, scalar=0.1, scalars=(0.01, 0.1, 1.0)):
+    """An arm whose runs go to their ends in even steps of the logarithm."""
+    scores = [np.geomspace(start, end, steps).tolist() for end in finals]
+    return {
+        "settings": {"scalars": list(scalars), "num_steps": 10},
+        "scalar": scalar,
+        "scores": scores,
+        "final": {"loss": losses or finals},
+    }
+
+
+def results(metric="objective", **arms):
+    return {"radial_2": {"metric": metric, "num_query": 100, "trivial": {}, "arms": arms}}
+
+
+def cells_of(report, metric="objective", **arms):
+    return report.read_cells(results(metric, **arms))["radial_2"]
+
+
+def test_a_run_that_is_not_finite_or_ends_above_its_start_costs_its_start(report):
+    cells = cells_of(
+        report,
+        hand=row([0.1] * 4),
+        arm=row([0.1, 0.1, 0.1, 3.0], losses=[0.1, None, 0.1, 3.0]),
+    )
+    np.testing.assert_allclose(cells["arm"].costs, [0.1, 1.0, 0.1, 1.0])
+    assert cells["arm"].failed.tolist() == [False, True, False, True]
+    assert cells["arm"].mean == pytest.approx(0.55)  # the middle two of .1, .1, 1, 1
+
+
+def test_weights_that_are_not_numbers_fail_though_their_accuracy_is_one(report):
+    cells = cells_of(
+        report, "accuracy", hand=row([0.9], start=0.1), arm=row([0.9], start=0.1, losses=[None])
+    )
+    assert cells["arm"].costs == pytest.approx(0.9) and cells["arm"].failed.all()
+
+
+def test_a_run_fails_that_goes_less_than_half_of_the_way(report):
+    """Half of the way from 1 to .01, in logarithms, is .1."""
+    cells = cells_of(report, hand=row([0.01] * 3), arm=row([0.09, 0.11, 0.01]))
+    assert cells["arm"].failed.tolist() == [False, True, False]
+    assert not cells["hand"].failed.any()
+
+
+@pytest.mark.parametrize(
+    "metric, own, hand, learned, kept",
+    [
+        ("objective", 0.1019, 0.1, 0.2, True),
+        ("objective", 0.1021, 0.1, 0.2, False),
+        ("objective", 0.1021, 0.2, 0.1, False),
+        ("accuracy", 0.966, 0.97, 0.9, True),
+        ("accuracy", 0.964, 0.97, 0.9, False),
+    ],
+)
+def test_keeping_up_is_with_the_better_arm(report, metric, own, hand, learned, kept):
+    start = 1.0 if metric == "objective" else 0.1
+    cells = cells_of(
+        report,
+        metric,
+        **{k: row([v] * 5, start=start) for k, v in (("arm", own), ("hand", hand), ("l", learned))},
+    )
+    assert report.keeps_up(cells, "arm", "l") is kept
+
+
+def test_standing_is_a_geometric_mean_over_tasks_with_the_worst_beside_it(report):
+    """Ratios of 2 and 1/8 have the mean 1/2, on every choice of seeds; two ends of .4 have failed."""
+    hand = [0.1, 0.2, 0.1, 0.2]
+    tasks = {
+        str(i): cells_of(report, hand=row(hand), l=row(hand), arm=row([ratio * x for x in hand]))
+        for i, ratio in enumerate((2.0, 0.125))
+    }
+    found = report.stand(tasks, "arm", "l")
+    assert found.ratio == pytest.approx(0.5) and found.worst == pytest.approx(2.0)
+    np.testing.assert_allclose(found.interval, 0.5, rtol=1e-6)
+    assert (found.within, found.tasks, found.failed, found.runs) == (1, 2, 2, 8)
+
+
+def test_a_perfect_score_counts_as_half_an_example(report):
+    cells = cells_of(report, "accuracy", hand=row([1.0], start=0.1), arm=row([0.99], start=0.1))
+    assert np.exp(report.log_ratio(cells["arm"], cells["hand"])) == pytest.approx(2.0)
+
+
+def test_what_the_hand_designed_arm_reaches_in_the_same_time(report):
+    """Twice as slow as it: half-way through a run of four times the length."""
+    cells = cells_of(report, hand=row([0.1]), hand_long=row([0.01], steps=5), arm=row([0.1]))
+    cells["arm"] = cells["arm"]._replace(clock=2.0)
+    assert report.in_the_same_time(cells, "arm") == "0.1"
+    cells["arm"] = cells["arm"]._replace(clock=9.0)
+    assert report.in_the_same_time(cells, "arm") == "0.01 (4x)"
+    assert report.in_the_same_time(cells, "hand") == "-"
+
+
+def test_tasks_that_tell_nothing_apart_are_left_out(report):
+    same, other = row([0.1] * 4), row([0.2] * 4)
+    assert not report.tells_apart(cells_of(report, **{"hand": same, "r/alone": same}), "r")
+    assert report.tells_apart(cells_of(report, **{"hand": same, "r/alone": other}), "r")
+    assert not report.tells_apart(cells_of(report, **{"hand": same, "q/alone": other}), "r")
+
+
+def test_merging_adds_arms_and_tasks(report):
+    have = results(hand=row([0.1]))
+    report.merge(
+        have, results(arm=row([0.2])) | {"ltc_sine_8": results(hand=row([0.3]))["radial_2"]}
+    )
+    assert list(have) == ["radial_2", "ltc_sine_8"]
+    assert have["radial_2"]["arms"].keys() == {"hand", "arm"}
+
+
+def test_the_table_marks_a_scalar_at_the_edge_of_what_was_tried(report):
+    found = results(hand=row([0.1]), arm=row([0.2], scalar=1.0), one=row([0.3], scalars=(0.1,)))
+    found = found["radial_2"]
+    table = report.task_table(found, report.read_cells({"radial_2": found})["radial_2"])
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in table.splitlines()}
+    assert "| 1 (edge) |" in lines["arm"] and "| 0.1 |" in lines["hand"]
+    assert "| nothing |" in lines["one"]
