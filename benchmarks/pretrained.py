@@ -15,6 +15,7 @@ and prints a table.
 
 import argparse
 import concurrent.futures
+import hashlib
 import json
 import multiprocessing
 import pathlib
@@ -28,8 +29,10 @@ import numpy as np
 from lohp_jax.evaluation.learning import ADAM_RATES, SCORES, adam, adam_settings, make_trainer
 from lohp_jax.optimizers.pretrained import PRETRAINED, pretrained
 from lohp_jax.optimizers.small import pack_rate, small_optimizer, small_start
+from lohp_jax.optimizers.theta import load_theta
 from lohp_jax.runs import environment
 from lohp_jax.tasks.meta_tasks import META_FAMILIES, meta_family
+from lohp_jax.types import Params
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "pretrained_small.json"
 NUM_SEEDS = 5
@@ -37,6 +40,12 @@ HORIZONS = {500: 4, 2000: 2, 4000: 1, 10000: 1, 20000: 1}
 """Tasks for each seed, by number of steps; the longest unroll of meta-training has 2000."""
 START_HORIZONS = (500, 2000)
 """Where the direction that meta-training started from is run, too."""
+
+
+def digest(theta: Params) -> str:
+    """Of the numbers of a theta."""
+    leaves = [np.asarray(leaf, "<f4").tobytes() for leaf in jax.tree.leaves(theta)]
+    return hashlib.sha256(b"".join(leaves)).hexdigest()
 
 
 def settings_of(method: str) -> dict:
@@ -164,6 +173,11 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
     arguments = parser.parse_args()
     made = json.loads((arguments.run / "results.json").read_text())
+    if digest(load_theta(arguments.run / "theta.msgpack")) != digest(pretrained("small")):
+        parser.error(
+            f"--run: {arguments.run} has other weights than those that ship; put its theta.msgpack and "
+            "rate into lohp_jax/optimizers first."
+        )
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
         running = [
@@ -186,6 +200,7 @@ def main() -> None:
         "adam_rates": ADAM_RATES,
         "num_seeds": NUM_SEEDS,
         "meta_training": made,
+        "theta_sha256": digest(pretrained("small")),
         "against_adam": against_adam(rows),
         "untuned_in_family": untuned(rows, tuple(made["config"]["families"])),
         "rows": rows,

@@ -20,7 +20,7 @@ from lohp_jax.optimizers.celo2 import celo2
 from lohp_jax.optimizers.hub import block_wise, hand_shares, hub, hub_diagnostics
 from lohp_jax.optimizers.lgl2o import lgl2o
 from lohp_jax.optimizers.online import hub_online
-from lohp_jax.optimizers.pretrained import pretrained, pretrained_optimizer
+from lohp_jax.optimizers.pretrained import meta_trained_optimizer, pretrained, pretrained_optimizer
 from lohp_jax.optimizers.pull import anchor, decay
 from lohp_jax.optimizers.reinit import increase_steps, min_loss_reinit
 from lohp_jax.optimizers.sam import sam
@@ -109,6 +109,7 @@ __all__ = [
     "celo2",
     "pretrained",
     "pretrained_optimizer",
+    "meta_trained_optimizer",
     "load_theta",
     "save_theta",
     # trajectories

@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 LAYERS = [
-    {"version", "files"},
+    {"version", "files", "checks"},
     {"types"},
     {"codec"},
     {"data", "optimizers"},

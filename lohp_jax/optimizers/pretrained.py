@@ -1,6 +1,9 @@
-"""The learned optimizers that ship with the package."""
+"""Small learned optimizers: those that ship with the package, and those of one's own meta-training."""
 
 import importlib.resources
+import json
+import os
+import pathlib
 
 import jax
 import optax
@@ -46,13 +49,48 @@ def pretrained_optimizer(
     Raises: ValueError for an unknown name, with the nearest, or for numbers that are not positive.
     """
     check_option("pretrained_optimizer", "name", name, PRETRAINED)
+    return _at_rate(
+        "pretrained_optimizer", pretrained(name), PRETRAINED[name], num_steps, learning_rate
+    )
+
+
+def meta_trained_optimizer(
+    directory: str | os.PathLike, num_steps: int, *, learning_rate: float | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """The learned optimizer of a finished run of `lohp meta-train`.
+
+    Args:
+      directory: of the run.
+      num_steps: T, of the whole run of the optimizer.
+      learning_rate: as of `pretrained_optimizer`.
+
+    Raises: FileNotFoundError, if the run is not finished or not there; ValueError, if its files do not
+      read, or for numbers that are not positive.
+    """
+    directory = pathlib.Path(directory).expanduser()
+    results, theta = directory / "results.json", directory / "theta.msgpack"
+    for path in (results, theta):
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"meta_trained_optimizer: expected {path.name} in {directory}, found none; finish the "
+                "run with lohp meta-train."
+            )
+    try:
+        rate = Rate(**json.loads(results.read_text(encoding="utf-8"))["rate"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"meta_trained_optimizer: {results} holds no learning rate of lohp meta-train ({error!r})."
+        ) from error
+    return _at_rate("meta_trained_optimizer", load_theta(theta), rate, num_steps, learning_rate)
+
+
+def _at_rate(
+    function: str, theta: Params, rate: Rate, num_steps: int, learning_rate: float | None
+) -> optax.GradientTransformationExtraArgs:
     for what, value in (("num_steps", num_steps), ("learning_rate", learning_rate)):
         known = value is not None and not isinstance(value, jax.Array)  # not traced
         if known and not 0 < value < float("inf"):
-            raise ValueError(
-                f"pretrained_optimizer: {what} must be finite and positive, got {value}."
-            )
-    rate = PRETRAINED[name]
+            raise ValueError(f"{function}: {what} must be finite and positive, got {value}.")
     if learning_rate is not None:
         rate = rate._replace(peak=learning_rate, exponent=0.0)
-    return small_optimizer({"theta": pretrained(name)} | pack_rate(rate), num_steps)
+    return small_optimizer({"theta": theta} | pack_rate(rate), num_steps)

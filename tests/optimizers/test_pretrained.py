@@ -1,17 +1,24 @@
 """The learned optimizer that ships loads, works out of the box and says what it was made by."""
 
+import hashlib
 import json
 import pathlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lohp_jax.optimizers.celo2 import celo2
-from lohp_jax.optimizers.pretrained import PRETRAINED, pretrained, pretrained_optimizer
+from lohp_jax.optimizers.pretrained import (
+    PRETRAINED,
+    meta_trained_optimizer,
+    pretrained,
+    pretrained_optimizer,
+)
 from lohp_jax.optimizers.small import Rate
-from lohp_jax.optimizers.theta import check_theta
+from lohp_jax.optimizers.theta import check_theta, save_theta
 
 RESULTS = pathlib.Path(__file__).parents[2] / "benchmarks" / "results" / "pretrained_small.json"
 PARAMS = {"w": jnp.linspace(-1, 1, 12).reshape(4, 3), "b": jnp.zeros(3)}
@@ -98,3 +105,39 @@ def test_learning_rates_can_be_mapped_over():
     updates = jax.vmap(first_update)(jnp.array([0.01, 0.03]))
     np.testing.assert_allclose(updates[1], 3 * updates[0], rtol=1e-5)
     assert float(jnp.max(jnp.abs(updates[0]))) > 0
+
+
+def meta_run(directory, rate):
+    """The files of a finished run with the weights that ship."""
+    save_theta(directory / "theta.msgpack", pretrained("small"))
+    (directory / "results.json").write_text(json.dumps({"rate": rate}))
+    return directory
+
+
+def test_the_optimizer_of_a_run_is_made_of_its_files(tmp_path):
+    meta_run(tmp_path, PRETRAINED["small"]._asdict())
+    again, _ = train(meta_trained_optimizer(tmp_path, 30), 30)
+    chex.assert_trees_all_equal(again, train(pretrained_optimizer("small", 30), 30)[0])
+    _, sizes = train(meta_trained_optimizer(tmp_path, 7, learning_rate=0.25), 1)
+    np.testing.assert_allclose(sizes, [0.25], rtol=1e-3)
+
+
+def test_what_is_no_finished_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"expected results\.json in .*lohp meta-train"):
+        meta_trained_optimizer(tmp_path, 10)
+    meta_run(tmp_path, {"top": 0.1})
+    with pytest.raises(ValueError, match=r"results\.json holds no learning rate"):
+        meta_trained_optimizer(tmp_path, 10)
+    meta_run(tmp_path, PRETRAINED["small"]._asdict())
+    with pytest.raises(ValueError, match="meta_trained_optimizer: num_steps must be finite"):
+        meta_trained_optimizer(tmp_path, 0)
+    (tmp_path / "theta.msgpack").unlink()
+    with pytest.raises(FileNotFoundError, match=r"expected theta\.msgpack in"):
+        meta_trained_optimizer(tmp_path, 10)
+
+
+def test_the_weights_are_those_of_the_results():
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(pretrained("small")):
+        digest.update(np.asarray(leaf, "<f4").tobytes())
+    assert digest.hexdigest() == json.loads(RESULTS.read_text())["theta_sha256"]
