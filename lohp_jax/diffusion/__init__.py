@@ -1,0 +1,1 @@
+"""Diffusion over solutions: sample, then refine (Diff-L2O)."""
