@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lohp_jax.solvers.trace import Trace, best_iterate
+from lohp_jax.solvers.trace import Trace, usable_values
 from lohp_jax.types import ProblemFamily, PyTree
 
 Solver = Callable[..., Trace]
@@ -22,7 +22,7 @@ def multistart(
     solver: Solver,
     **options: Any,
 ) -> Trace:
-    """Runs a solver from every start and keeps the run that comes across the lowest value.
+    """Runs a solver from every start and keeps the run that ends lowest.
 
     Args:
       family: of the problem.
@@ -32,7 +32,7 @@ def multistart(
       solver: e.g. `damped_newton`.
       **options: of the solver.
 
-    Returns: the best run, with the calls of all.
+    Returns: the best run, with the calls of all, and one objective for each end.
 
     Raises: ValueError for starts that are not `[K, n]`, K >= 1; what the solver raises.
     """
@@ -41,10 +41,9 @@ def multistart(
             f"multistart: expected starts of shape [K, n] with K >= 1, got {list(starts.shape)}."
         )
     traces = jax.vmap(lambda x0: solver(family, problem, x0, num_steps, **options))(starts)
-    values = jax.vmap(best_iterate)(traces)[1]
-    best = jax.tree.map(lambda leaf: leaf[jnp.argmin(values)], traces)
-    return best._replace(
-        objective_calls=jnp.sum(traces.objective_calls),
+    best = jnp.argmin(usable_values(traces.x, traces.values[:, -1]))
+    return jax.tree.map(lambda leaf: leaf[best], traces)._replace(
+        objective_calls=jnp.sum(traces.objective_calls) + len(starts),
         gradient_calls=jnp.sum(traces.gradient_calls),
     )
 

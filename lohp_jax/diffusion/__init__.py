@@ -1,1 +1,0 @@
-"""Diffusion over solutions: sample, then refine (Diff-L2O)."""
