@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from lohp_jax.tasks.problem import check_sizes
 from lohp_jax.tasks.shifted import Features, shifted_family
 from lohp_jax.types import ProblemFamily
 
@@ -15,7 +16,7 @@ def ackley(
     rotated: bool = False,
     shifted: bool = True,
     features: Features = "probes",
-    num_probes: int = 8,
+    num_probes: int | None = None,
 ) -> ProblemFamily:
     """Minimise `ackley_function` of Q (x - shift); shifts are uniform in (-2, 2), starts in (-5, 5).
 
@@ -23,11 +24,12 @@ def ackley(
       n: dimension.
       rotated: by a random Q for each problem.
       shifted: by a random shift for each problem; without, every minimum is at 0.
-      features: "probes" or the control "shift", see `shifted_family`.
-      num_probes: points where "probes" looks at the function.
+      features: "probes", "none" or the control "shift", see `shifted_family`.
+      num_probes: points where "probes" looks at the function; None for n.
 
     Raises: ValueError for unknown features or sizes under 1.
     """
+    check_sizes("ackley", n=n)
     return shifted_family(
         "ackley_rotated" if rotated else "ackley",
         ackley_function,
@@ -36,7 +38,7 @@ def ackley(
         shifted=shifted,
         features=features,
         num_probes=num_probes,
-        units=(10.0, 3.0, 3.0 / math.sqrt(n)),
+        units=(11.0, 4.0 / math.sqrt(n)),
     )
 
 

@@ -95,12 +95,14 @@ def check_problem(family: str, problem: Any, shapes: Mapping[str, str]) -> dict[
                 f"{family}: expected {name} of shape [{', '.join(known)}], got "
                 f"{list(array.shape)}; give one problem, and use `jax.vmap` for many."
             )
-        if not np.issubdtype(array.dtype, np.number) or not np.isfinite(array).all():
+        if not np.issubdtype(array.dtype, np.number):
             raise ValueError(
-                f"{family}: expected finite numbers in {name}, got "
-                f"{np.isnan(array).sum()} NaN and {np.isinf(array).sum()} infinite; take them out."
-                if np.issubdtype(array.dtype, np.number)
-                else f"{family}: expected numbers in {name}, got {array.dtype}; convert them."
+                f"{family}: expected numbers in {name}, got {array.dtype}; convert them."
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"{family}: expected finite numbers in {name}, got {np.isnan(array).sum()} NaN and "
+                f"{np.isinf(array).sum()} infinite; take them out."
             )
     return arrays
 

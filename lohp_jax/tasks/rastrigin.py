@@ -5,7 +5,6 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import jax.scipy.linalg
 
 from lohp_jax.solvers.multistart import multistart
 from lohp_jax.solvers.newton import damped_newton
@@ -33,7 +32,7 @@ def rastrigin(
     *,
     form: Form = "openl2o",
     features: Features = "probes",
-    num_probes: int = 8,
+    num_probes: int | None = None,
 ) -> ProblemFamily:
     """Minimise a rippled quadratic with random numbers in it.
 
@@ -62,7 +61,7 @@ def rastrigin(
         shifted=True,
         features=features,
         num_probes=num_probes,
-        units=(20.0 * n, 10.0 * math.sqrt(n), 45.0),
+        units=(20.0 * n, 13.0 * math.sqrt(n)),
     )
 
 
@@ -95,7 +94,7 @@ def _openl2o(n: int) -> ProblemFamily:
 
     def features(problem):
         """A, c, and where in the lattice the centre is; with the scale of the frame, since it varies."""
-        centre, scale = frame(problem)
+        centre, scale = quadratic_frame(problem)
         phase = 2.0 * jnp.pi * centre
         parts = (problem["A"].reshape(-1), problem["c"], jnp.cos(phase), jnp.sin(phase))
         return jnp.concatenate([*parts, jnp.log(scale)])
@@ -107,14 +106,14 @@ def _openl2o(n: int) -> ProblemFamily:
         start=lambda problem: jnp.zeros_like(problem["b"]),
         init=lambda key: jax.random.normal(key, (n,)),
         solve=solve,
-        frame=frame,
+        frame=quadratic_frame,
         features=features,
         check=check_rastrigin,
     )
     return family
 
 
-def frame(problem: Problem) -> tuple[jax.Array, jax.Array]:
+def quadratic_frame(problem: Problem) -> tuple[jax.Array, jax.Array]:
     """Centre A^+ b, the minimum of the quadratic, and how far wells may pull from it.
 
     The scale is the root of 0.4² diag((A^T A)^+) + 1/12: how far a residual of 0.4 reaches, plus the

@@ -11,7 +11,7 @@ import numpy as np
 from lohp_jax.tasks.problem import check_problem, check_sizes, problem_family
 from lohp_jax.types import ProblemFamily
 
-Features = Literal["probes", "shift"]
+Features = Literal["probes", "none", "shift"]
 _SHIFT = 2.0  # shifts are uniform in (-2, 2),
 _START = 5.0  # starts, and the points of the probes, in (-5, 5)
 
@@ -24,8 +24,8 @@ def shifted_family(
     rotated: bool,
     shifted: bool,
     features: Features,
-    num_probes: int,
-    units: tuple[float, float, float],
+    num_probes: int | None,
+    units: tuple[float, float],
 ) -> ProblemFamily:
     """Problems f(x) = function(Q (x - shift)), of minimum 0 at x = shift.
 
@@ -38,17 +38,19 @@ def shifted_family(
       n: dimension.
       rotated: a random Q for each problem, or none.
       shifted: a random shift for each problem, or 0.
-      features: "probes", the values and gradients at `num_probes` fixed points, which cost as many
-        evaluations of f; or "shift", the shift itself, as a control that shows what a leak is worth.
-      num_probes: points.
-      units: centre and width of values, and width of gradients, for features of about unit size.
+      features: "probes", the values at `num_probes` fixed points, which cost as many evaluations of f;
+        "none", a single 0; or "shift", the shift itself, as a control that shows what a leak is worth.
+      num_probes: points; None for n. Many more give the shift away: values of Rastrigin's function at
+        3 n + 2 points, or gradients at a few, determine it through linear equations.
+      units: centre and width of values of f between shifts and starts, for features of unit size.
 
     Raises: ValueError for unknown features or sizes under 1.
     """
+    num_probes = n if num_probes is None else num_probes
     check_sizes(name, n=n, num_probes=num_probes)
     if features not in get_args(Features):
         raise ValueError(f"{name}: features must be one of {get_args(Features)}, got {features!r}.")
-    centre, width, gradient_width = units
+    centre, width = units
     points = jax.random.uniform(jax.random.key(0), (num_probes, n), jnp.float32, -_START, _START)
 
     def sample(key, split):
@@ -69,8 +71,9 @@ def shifted_family(
     def feature_vector(problem):
         if features == "shift":
             return problem["shift"]
-        values, slopes = jax.vmap(lambda x: jax.value_and_grad(objective)(x, problem))(points)
-        return jnp.append((values - centre) / width, slopes.reshape(-1) / gradient_width)
+        if features == "none":
+            return jnp.zeros(1)
+        return (jax.vmap(lambda x: objective(x, problem))(points) - centre) / width
 
     def frame(problem):
         scale = _SHIFT / math.sqrt(3.0) if shifted else 1.0
