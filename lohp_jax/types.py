@@ -48,6 +48,50 @@ class TaskFamily:
     rename: Callable[[PyTree, jax.Array], PyTree] | None = None
 
 
+class Composite(NamedTuple):
+    """An objective as f = g + h, g smooth and h with a proximal map, for proximal solvers.
+
+    Attributes:
+      smooth: `(x, problem) -> scalar`, g.
+      prox: `(x, step, problem) -> x`, argmin_u h(u) + |u - x|^2 / (2 step).
+      lipschitz: `(problem) -> scalar`, a bound on the Lipschitz constant of the gradient of g.
+    """
+
+    smooth: Callable[[jax.Array, PyTree], jax.Array]
+    prox: Callable[[jax.Array, jax.Array, PyTree], jax.Array]
+    lipschitz: Callable[[PyTree], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ProblemFamily(TaskFamily):
+    """A distribution over optimization problems: tasks whose params are one point `x [n]`.
+
+    Of the fields it inherits: `sample` returns a problem, a dict of arrays; `loss(x, problem, key)` and
+    "objective" and "loss" of `evaluate` are the objective; `context` is the problem itself.
+
+    Attributes:
+      objective: `(x, problem) -> scalar`, exact and differentiable almost everywhere.
+      start: `(problem) -> x`, where the baselines start, e.g. at 0.
+      solve: `(problem, key) -> x`, the label solver: as good a solution as is affordable by the
+        thousand; jit- and vmap-able.
+      frame: `(problem) -> (centre [n], scale [n])`: where solutions are, and how far from it, as far
+        as the problem shows cheaply; solutions in these coordinates, (x - centre) / scale, are of
+        about unit size.
+      features: `(problem) -> [F]`, the parameters of the problem as one vector of about unit entries,
+        without what hands over the optimum.
+      check: `(problem) -> None`, raises ValueError for a problem that no solver can use; not pure.
+      composite: for proximal solvers; None for a smooth objective.
+    """
+
+    objective: Callable[[jax.Array, PyTree], jax.Array] | None = None
+    start: Callable[[PyTree], jax.Array] | None = None
+    solve: Callable[[PyTree, jax.Array], jax.Array] | None = None
+    frame: Callable[[PyTree], tuple[jax.Array, jax.Array]] | None = None
+    features: Callable[[PyTree], jax.Array] | None = None
+    check: Callable[[PyTree], None] | None = None
+    composite: Composite | None = None
+
+
 class Trajectory(NamedTuple):
     """What one optimizer run leaves behind.
 

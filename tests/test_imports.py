@@ -14,7 +14,7 @@ LAYERS = [
     {"version", "files", "checks"},
     {"types"},
     {"codec"},
-    {"data", "optimizers"},
+    {"data", "optimizers", "solvers"},
     {"tasks"},
     {"trajectories"},
     {"policy", "diffusion"},
