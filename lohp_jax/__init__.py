@@ -13,6 +13,7 @@ from lohp_jax.data.folders import folder_images
 from lohp_jax.data.images import ImageSet
 from lohp_jax.data.lane import Drive, read_drive, render_drive
 from lohp_jax.data.volume import read_volume, resample_volume, synthetic_volume
+from lohp_jax.diffusion.refine import refine
 from lohp_jax.generation import generate, load, policy_generator
 from lohp_jax.optimizers import make_optimizer
 from lohp_jax.optimizers.blends import constant_blend, graft
@@ -30,13 +31,22 @@ from lohp_jax.optimizers.trust import hub_trust
 from lohp_jax.optimizers.velo import celo, celo_adam, velo
 from lohp_jax.policy.hybrid import PRESETS, HybridConfig, Policy, hybrid_loss
 from lohp_jax.policy.network import NetworkConfig, make_policy_network
-from lohp_jax.tasks import make_family
+from lohp_jax.solvers.descent import lbfgs, run_optax
+from lohp_jax.solvers.multistart import gaussian_starts, multistart
+from lohp_jax.solvers.newton import damped_newton
+from lohp_jax.solvers.proximal import coordinate_descent, fista, ista
+from lohp_jax.tasks import make_family, make_problem
+from lohp_jax.tasks.ackley import ackley
 from lohp_jax.tasks.classification import classification
 from lohp_jax.tasks.fine_tuning import fine_tuning, pretrain, transfer_pair
+from lohp_jax.tasks.fit_mlp import fit_mlp
 from lohp_jax.tasks.lane_keeping import lane_keeping
+from lohp_jax.tasks.lasso import duality_gap, lasso, lasso_patches
 from lohp_jax.tasks.ltc import Wiring, auto_ncp, init_ltc, ltc
 from lohp_jax.tasks.ltc_sine import ltc_sine
 from lohp_jax.tasks.oscillating import oscillating
+from lohp_jax.tasks.problem import read_problems
+from lohp_jax.tasks.rastrigin import rastrigin
 from lohp_jax.tasks.siren import siren
 from lohp_jax.training.config import RunConfig, resolve
 from lohp_jax.training.distributed import compile_update
@@ -54,7 +64,7 @@ from lohp_jax.trajectories.matching import match
 from lohp_jax.trajectories.prepare import prepare
 from lohp_jax.trajectories.rollout import over_tasks, rollout
 from lohp_jax.trajectories.store import open_store
-from lohp_jax.types import Generator, TaskFamily, Trajectory
+from lohp_jax.types import Generator, ProblemFamily, TaskFamily, Trajectory
 from lohp_jax.version import __version__
 
 __all__ = [
@@ -86,6 +96,25 @@ __all__ = [
     "fine_tuning",
     "pretrain",
     "transfer_pair",
+    # optimization problems and their solvers
+    "ProblemFamily",
+    "make_problem",
+    "read_problems",
+    "lasso",
+    "lasso_patches",
+    "duality_gap",
+    "rastrigin",
+    "ackley",
+    "fit_mlp",
+    "ista",
+    "fista",
+    "coordinate_descent",
+    "damped_newton",
+    "lbfgs",
+    "run_optax",
+    "multistart",
+    "gaussian_starts",
+    "refine",
     # optimizers
     "make_optimizer",
     "sam",
