@@ -64,9 +64,8 @@ def _radial(dimension: int) -> Task:
     return Task(oscillating(dimension), 500, rates=rates)
 
 
-def _classification(data: str, network: str, root: pathlib.Path | None, **options) -> Task:
-    images = image_set(data, data_dir=str(root / "tfds") if root else None)
-    family = classification(images, network, batch_size=64, **options)
+def _digits(network: str, root: pathlib.Path | None, **options) -> Task:
+    family = classification(image_set("digits"), network, batch_size=64, **options)
     return Task(family, 500, "accuracy", rates=_LOW_RATES, num_seeds=5)
 
 
@@ -129,10 +128,8 @@ TASKS: dict[str, Callable[[pathlib.Path | None], Task]] = {
     "lane_lstm": functools.partial(_lane, head="lstm", real=False),
     "lane_ltc": functools.partial(_lane, head="ltc", real=False),
     "fine_tuning": _fine_tuning,
-    "digits_cnn": functools.partial(_classification, "digits", "cnn", widths=_WIDTHS),
-    "digits_vit": functools.partial(
-        _classification, "digits", "vit", depth=2, width=32, num_heads=4, patch_size=4
-    ),
+    "digits_cnn": functools.partial(_digits, "cnn", widths=_WIDTHS),
+    "digits_vit": functools.partial(_digits, "vit", depth=2, width=32, num_heads=4, patch_size=4),
     "deeppicar_lstm": functools.partial(_lane, head="lstm", real=True),
     "deeppicar_ltc": functools.partial(_lane, head="ltc", real=True),
     "siren_brain": functools.partial(_siren, real=True),
