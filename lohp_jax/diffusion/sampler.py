@@ -163,7 +163,7 @@ def _sample(
     return jax.vmap(one)(jax.random.split(key, num_samples))
 
 
-def _ddim(levels: jax.Array, eta: jax.Array):
+def ddim_rule(levels: jax.Array, eta: jax.Array):
     """Takes z to α' x_0 + σ' (sqrt(1 - η² c) ε + η sqrt(c) noise), c = 1 - exp(λ - λ')."""
     alpha, sigma = alpha_sigma(levels)
     fresh = eta * jnp.sqrt(-jnp.expm1(levels[:-1] - levels[1:]))
@@ -240,4 +240,4 @@ def _heun(levels: jax.Array, eta: jax.Array):
     return rows, advance
 
 
-_RULES = {"ddim": _ddim, "ancestral": _ddim, "dpmpp_2m": _dpmpp_2m, "heun": _heun}
+_RULES = {"ddim": ddim_rule, "ancestral": ddim_rule, "dpmpp_2m": _dpmpp_2m, "heun": _heun}
