@@ -197,13 +197,17 @@ def make_loss(
     dropout = config.guidance.dropout * (len(parts) if len(config.guidance.dropout) == 1 else 1)
 
     def loss_fn(params, item, key):
-        point_key, keep_key, key = jax.random.split(key, 3)
+        uniform_key, normal_key, key = jax.random.split(
+            key, 3
+        )  # few calls: each compiles for 0.4 s
+        chance = jax.random.uniform(uniform_key, (4 + len(parts),))
         problem = family.sample(item.key, "train")
         centre, scale = frame_of(family, config, warm, problem)
-        kept = jax.random.uniform(keep_key, (len(parts),)) >= jnp.asarray(dropout)
-        keep = dict(zip(parts, kept.astype(jnp.float32), strict=True))
+        kept = (chance[4:] >= jnp.array(dropout)).astype(jnp.float32)
+        keep = dict(zip(parts, kept, strict=True))
         see = make_observer(family, config, params["gates"], problem, (centre, scale), weights)
         target = (item.solution - centre) / scale
+        noise = jax.random.normal(normal_key, (2, len(target)))
 
         def at(z, log_snr, previous, key, trust=1.0):
             condition = see(z, log_snr, previous, key, keep)
@@ -222,10 +226,13 @@ def make_loss(
             zero = jnp.zeros_like(target)
             loss, (_, metrics) = at(zero, jnp.float32(config.schedule.log_snr_min), zero, key)
         elif config.training == "rollout":
-            loss, metrics = _rollout_loss(config, at, len(target), key)
+            loss, metrics = _rollout_loss(config, at, noise[0], key)
         else:
-            point, certain = _point(config.oracle, item, centre, scale, point_key)
-            loss, metrics = _stateless_loss(config, at, point, certain, key)
+            iterates = (
+                None if item.iterates is None else (item.iterates - centre[None]) / scale[None]
+            )
+            point, certain = _point(config.oracle, target, iterates, chance[:3], noise[1])
+            loss, metrics = _stateless_loss(config, at, point, certain, chance[3], noise[0], key)
         return loss, {"loss": loss, **metrics}
 
     return loss_fn
@@ -239,52 +246,49 @@ def _task_loss(value: jax.Array, item: Solved) -> jax.Array:
 
 
 def _point(
-    oracle: OracleConfig, item: Solved, centre: jax.Array, scale: jax.Array, key: jax.Array
+    oracle: OracleConfig,
+    solution: jax.Array,
+    iterates: jax.Array | None,
+    chance: jax.Array,
+    noise: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """What noise is to hide, in the frame, and whether it is the solution."""
-    kind_key, step_key, size_key, noise_key = jax.random.split(key, 4)
-    solution = (item.solution - centre) / scale
-    size = oracle.noise * jax.random.uniform(size_key)
-    points = [solution, solution, solution + size * jax.random.normal(noise_key, solution.shape)]
-    if item.iterates is not None:
-        points[1] = (jax.random.choice(step_key, item.iterates) - centre) / scale
-    shares = jnp.array([oracle.solutions, oracle.trajectories, oracle.artificial])
-    kind = jax.random.categorical(kind_key, jnp.log(shares))
+    """What noise is to hide, and whether it is the solution; `chance [3]` is uniform in [0, 1)."""
+    points = [solution, solution, solution + oracle.noise * chance[0] * noise]
+    if iterates is not None:
+        points[1] = iterates[(chance[1] * len(iterates)).astype(jnp.int32)]
+    shares = np.cumsum([oracle.solutions, oracle.trajectories, oracle.artificial])
+    kind = jnp.sum(chance[2] >= shares[:2] / shares[2])
     return jnp.stack(points)[kind], kind == 0
 
 
-def _stateless_loss(config, at, point, certain, key):
-    """Denoising at a random level.
+def _stateless_loss(config, at, point, certain, time, noise, key):
+    """Denoising at the level of a random time.
 
     Off the solution, ε and v would be wanted with an error of 1 / σ times that of z; it is taken off.
     """
-    level_key, noise_key, key = jax.random.split(key, 3)
-    log_snr = config.schedule.log_snr(jax.random.uniform(level_key))
+    log_snr = config.schedule.log_snr(time)
     alpha, sigma = alpha_sigma(log_snr)
-    z = alpha * point + sigma * jax.random.normal(noise_key, point.shape)
+    z = alpha * point + sigma * noise
     damped = {"x0": 1.0, "eps": jnp.minimum(sigma / alpha, 1.0), "v": sigma}[config.prediction]
-    trust = jnp.where(certain, 1.0, damped)
-    loss, (_, metrics) = at(z, log_snr, jnp.zeros_like(z), key, trust)
+    loss, (_, metrics) = at(z, log_snr, jnp.zeros_like(z), key, jnp.where(certain, 1.0, damped))
     return loss, metrics
 
 
-def _rollout_loss(config, at, size, key):
-    """Mean loss over a roll-out on the levels of a sampler."""
-    noise_key, key = jax.random.split(key)
+def _rollout_loss(config, at, start, key):
+    """Mean loss over a roll-out on the levels of a sampler, from noise."""
     count = config.rollout_steps
     levels = config.schedule.log_snr(jnp.linspace(1.0, 0.0, count + 1)[:-1])
     rows, advance = ddim_rule(jnp.append(levels, jnp.inf), jnp.zeros(()))
-    cut = jnp.arange(count) % config.window == 0
+    cuts = jnp.arange(count) % config.window == 0
 
     def body(state, inputs):
         row, cut, key = inputs
-        z, previous = jax.tree.map(lambda x: jnp.where(cut, jax.lax.stop_gradient(x), x), state)
+        z, previous = (jnp.where(cut, jax.lax.stop_gradient(x), x) for x in state)
         loss, (x0, metrics) = at(z, row["level"], previous, key)
         return (advance(row, z, x0, (), 0.0)[0], x0), (loss, metrics)
 
-    start = jax.random.normal(noise_key, (size,))
-    inputs = rows, cut, jax.random.split(key, count)
-    values = jax.lax.scan(body, (start, jnp.zeros(size)), inputs)[1]
+    inputs = rows, cuts, jax.random.split(key, count)
+    values = jax.lax.scan(body, (start, jnp.zeros_like(start)), inputs)[1]
     return jax.tree.map(jnp.mean, values)
 
 
