@@ -5,37 +5,9 @@ from typing import Literal
 
 from lohp_jax.diffusion.denoiser import NetworkConfig
 from lohp_jax.diffusion.guidance import GuidanceConfig
+from lohp_jax.diffusion.oracle import OracleConfig
 from lohp_jax.diffusion.sampler import SAMPLERS
 from lohp_jax.diffusion.schedule import PREDICTIONS, Prediction, Schedule, check_option
-
-
-@dataclasses.dataclass(frozen=True)
-class OracleConfig:
-    """Where the points come from that training hides in noise; the target is always the solution."""
-
-    solutions: float = 1.0
-    """Share of the solutions themselves."""
-    trajectories: float = 0.0
-    """Share of the iterates of a classic optimizer from the family's start: proximal gradient descent
-    where the objective has a smooth part and a proximal map, else gradient descent."""
-    artificial: float = 0.0
-    """Share of solutions with noise on them."""
-    trajectory_steps: int = 20
-    """Iterates of a trajectory."""
-    noise: float = 0.3
-    """Largest standard deviation of artificial noise, in units of the frame; drawn evenly from 0."""
-
-    def __post_init__(self):
-        shares = self.solutions, self.trajectories, self.artificial
-        if not all(0 <= share < float("inf") for share in shares) or sum(shares) <= 0:
-            raise ValueError(
-                "solutions, trajectories and artificial must not be negative, and one of them "
-                f"positive, got {shares}."
-            )
-        if self.trajectory_steps < 1:
-            raise ValueError(f"trajectory_steps must be at least 1, got {self.trajectory_steps}.")
-        if not 0 < self.noise < float("inf"):
-            raise ValueError(f"noise must be finite and positive, got {self.noise}.")
 
 
 @dataclasses.dataclass(frozen=True)

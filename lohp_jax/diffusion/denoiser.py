@@ -105,7 +105,7 @@ def _lasso(config: NetworkConfig, z: jax.Array, log_snr: jax.Array, condition: C
     alpha, _ = alpha_sigma(log_snr)
     matrix, t, offset = lasso["B"], known * lasso["t"], lasso["o"]
     target = known * (matrix.T @ lasso["r"])
-    constant = [known * lasso["diagonal"], target, jnp.log(lasso["t"] + 1e-6) / 5.0]
+    constant = [known * lasso["diagonal"], target, known * jnp.log(lasso["t"] + 1e-6) / 5.0]
     constant = jnp.concatenate([jnp.stack(constant, axis=-1), condition.vectors], axis=-1)
 
     def bend(y, before, memory):

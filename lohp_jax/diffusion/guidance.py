@@ -1,10 +1,9 @@
 """Guidance: what a denoiser sees of a problem besides z, and what that costs in gradients.
 
 Everything is said in the coordinates of a frame, x = centre + scale y, where solutions have about unit
-size. Gradients are taken where a solution is expected to be: with y ~ N(0, I) before z is seen, it is
-N(α z, σ² I) after. So the raw gradient is that at α z, and the smoothed gradient
-E_d ∇f(α z + σ d), d ~ N(0, I), is the mean gradient over all that z leaves open. (At z / α, which
-forgets the prior, points leave the frame by orders of magnitude where λ is low.)
+size. With y ~ N(0, I) before z is seen, y is N(α z, σ² I) after. So by default the raw gradient is that
+at α z, and the smoothed gradient E_d ∇f(α z + σ d), d ~ N(0, I), is the mean gradient over all that z
+leaves open. Around z / α, the other choice, points leave the frame by orders of magnitude at low λ.
 """
 
 import dataclasses
@@ -22,6 +21,7 @@ from lohp_jax.types import PyTree
 PARTS = ("parameters", "gradient", "smoothed_gradient")
 GRADIENTS = PARTS[1:]
 COMBINATIONS = ("fixed", "wiener", "learned")
+AROUND = ("mean", "scaled")
 SMALL = 1e-8  # gradients of this size count as zero
 LARGEST_LOG_SNR = 10.0  # of a gradient
 
@@ -38,6 +38,8 @@ class GuidanceConfig:
     """Weights of the gradients: "fixed" 1, "wiener" SNR / (1 + SNR), or "learned" from λ and SNR."""
     probes: int = 4
     """K, antithetic pairs of probes of the smoothed gradient and of its SNR: 2 K gradients."""
+    around: Literal["mean", "scaled"] = "mean"
+    """Where gradients are taken: "mean", the mean of a solution given z, or "scaled", z over alpha."""
 
     def __post_init__(self):
         for part in self.parts:
@@ -45,6 +47,7 @@ class GuidanceConfig:
         if len(set(self.parts)) < len(self.parts):
             raise ValueError(f"parts must name each part once, got {self.parts}.")
         check_option("combination", self.combination, COMBINATIONS)
+        check_option("around", self.around, AROUND)
         if len(self.dropout) not in (1, len(self.parts)):
             raise ValueError(
                 f"dropout must have 1 number or one for each of {self.parts}, got {self.dropout}."
@@ -93,6 +96,7 @@ def gradients_at(
     *,
     parts: tuple[str, ...],
     probes: int,
+    around: Literal["mean", "scaled"] = "mean",
     with_snr: bool = True,
 ) -> Gradients:
     """Raw and smoothed gradient, and how far each can be trusted.
@@ -113,6 +117,7 @@ def gradients_at(
       key: of the probes.
       parts: those of `GRADIENTS` to take.
       probes: K >= 2.
+      around: α z or z / α; probes are σ away from it.
       with_snr: whether SNRs are needed; without them "gradient" costs 1 gradient and no probes.
     """
     alpha, sigma = alpha_sigma(log_snr)
@@ -121,7 +126,8 @@ def gradients_at(
     def finite(y):
         return jnp.nan_to_num(gradient(y), posinf=0.0, neginf=0.0)
 
-    here, values, snr = jax.lax.stop_gradient(alpha * z), {}, {}
+    here = jax.lax.stop_gradient(alpha * z if around == "mean" else z / alpha)
+    values, snr = {}, {}
     if "gradient" in parts:
         values["gradient"] = finite(here)
     if "smoothed_gradient" in parts or (with_snr and parts):
@@ -259,6 +265,7 @@ def observe(
         key,
         parts=tuple(on),
         probes=config.probes,
+        around=config.around,
         with_snr=with_snr,
     )
     vectors, scalars = [] if previous is None else [previous], []

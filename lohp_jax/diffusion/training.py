@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from lohp_jax.diffusion import guidance as guiding
-from lohp_jax.diffusion.config import DiffusionConfig, OracleConfig
+from lohp_jax.diffusion.config import DiffusionConfig
 from lohp_jax.diffusion.denoiser import make_network
 from lohp_jax.diffusion.generator import (
     diffusion_generator,
@@ -19,8 +19,8 @@ from lohp_jax.diffusion.generator import (
     make_observer,
     regression_config,
 )
-from lohp_jax.diffusion.sampler import ddim_rule
-from lohp_jax.diffusion.schedule import alpha_sigma, from_x0, to_x0
+from lohp_jax.diffusion.loss import make_loss
+from lohp_jax.diffusion.oracle import Solved, solved
 from lohp_jax.types import Generator, ProblemFamily, PyTree
 
 RESIDUALS = 256  # problems on which the residual of a warm start is measured
@@ -42,24 +42,6 @@ class Progress(NamedTuple):
     updates: int
     metrics: dict[str, float]
     updates_per_second: float
-
-
-class Solved(NamedTuple):
-    """A training problem and what is known of it.
-
-    Attributes:
-      key: the problem is `family.sample(key, "train")`, drawn anew where it is needed.
-      solution: `[n]`.
-      value: the objective there.
-      start_value: the objective at the family's start.
-      iterates: `[S, n]`, of a classic optimizer; None where none are asked for.
-    """
-
-    key: jax.Array
-    solution: jax.Array
-    value: jax.Array
-    start_value: jax.Array
-    iterates: jax.Array | None
 
 
 class TrainState(NamedTuple):
@@ -112,47 +94,6 @@ def train_diffusion(
     return diffusion_generator(family, config, params | {"warm": warm})
 
 
-def solved(family: ProblemFamily, oracle: OracleConfig, keys: jax.Array) -> Solved:
-    """Training problems with their labels, one for each key."""
-
-    def one(key):
-        sample_key, solve_key = jax.random.split(key)
-        problem = family.sample(sample_key, "train")
-        solution, start = family.solve(problem, solve_key), family.start(problem)
-        iterates = (
-            _iterates(family, problem, oracle.trajectory_steps) if oracle.trajectories else None
-        )
-        values = (family.objective(x, problem) for x in (solution, start))
-        return Solved(sample_key, solution, *values, iterates)
-
-    return jax.lax.map(one, keys, batch_size=RESIDUALS)
-
-
-def _iterates(family: ProblemFamily, problem: PyTree, num_steps: int) -> jax.Array:
-    """`[num_steps, n]` from the start: of proximal gradient descent, or of Adam in the frame."""
-    start = family.start(problem)
-    if family.composite is not None:
-        step = 1.0 / family.composite.lipschitz(problem)
-
-        def descend(x, _):
-            moved = x - step * jax.grad(family.composite.smooth)(x, problem)
-            moved = family.composite.prox(moved, step, problem)
-            return moved, moved
-
-        return jax.lax.scan(descend, start, length=num_steps)[1]
-    _, scale = family.frame(problem)
-    adam = optax.adam(0.1)
-
-    def adapt(carry, _):
-        x, state = carry
-        slope = scale * jnp.nan_to_num(jax.grad(family.objective)(x, problem))
-        change, state = adam.update(slope, state)
-        x = x + scale * change
-        return (x, state), x
-
-    return jax.lax.scan(adapt, (start, adam.init(start)), length=num_steps)[1]
-
-
 def _residual_size(
     family: ProblemFamily, config: DiffusionConfig, warm: PyTree, items: Solved
 ) -> jax.Array:
@@ -164,132 +105,6 @@ def _residual_size(
         return jnp.mean(((item.solution - mean) / scale) ** 2)
 
     return jnp.sqrt(jnp.mean(jax.vmap(squared)(items))) + 1e-6
-
-
-def make_loss(
-    family: ProblemFamily,
-    config: DiffusionConfig,
-    warm: PyTree | None = None,
-    *,
-    regression: bool = False,
-) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
-    """Builds `(params, solved, key) -> (loss, metrics)` of one problem.
-
-    At one noise level the loss is α reconstruction + (1 - α) task. The reconstruction is the mean
-    squared error of the prediction. The task loss is the gap f(x_0) - f* over the gap of the family's
-    start, which has no units, bent by log1p where it is positive so that far points do not rule. It is
-    weighted by α_t²: where z is all noise, x_0 is the mean of all solutions, and f there says nothing.
-
-    Stateless training hides the solution, or a point of the oracle in its place, in noise of a random
-    level. A roll-out starts from noise and follows DDIM on the denoiser's own x_0, which it is fed with
-    one step later; the gradient runs through `window` steps. It draws each roll-out to the one label, so
-    that it is for problems with one solution.
-
-    Args:
-      family: the problems.
-      config: settings.
-      warm: of a warm start; None without one.
-      regression: whether to say x_0 from z = 0 instead, which is training a warm start.
-    """
-    network = make_network(config.network)
-    weights = guiding.resolve_weights(config.guidance, None)
-    parts = config.guidance.parts
-    dropout = config.guidance.dropout * (len(parts) if len(config.guidance.dropout) == 1 else 1)
-
-    def loss_fn(params, item, key):
-        uniform_key, normal_key, key = jax.random.split(
-            key, 3
-        )  # few calls: each compiles for 0.4 s
-        chance = jax.random.uniform(uniform_key, (4 + len(parts),))
-        problem = family.sample(item.key, "train")
-        centre, scale = frame_of(family, config, warm, problem)
-        kept = (chance[4:] >= jnp.array(dropout)).astype(jnp.float32)
-        keep = dict(zip(parts, kept, strict=True))
-        see = make_observer(family, config, params["gates"], problem, (centre, scale), weights)
-        target = (item.solution - centre) / scale
-        noise = jax.random.normal(normal_key, (2, len(target)))
-
-        def at(z, log_snr, previous, key, trust=1.0):
-            condition = see(z, log_snr, previous, key, keep)
-            prediction = network.apply(params["network"], z, log_snr, condition)
-            wanted = from_x0(config.prediction, target, z, log_snr)
-            x0 = to_x0(config.prediction, prediction, z, log_snr)
-            signal = 1.0 if regression else jax.nn.sigmoid(log_snr)
-            metrics = {
-                "reconstruction": jnp.mean((trust * (prediction - wanted)) ** 2),
-                "task": signal * _task_loss(family.objective(centre + scale * x0, problem), item),
-            }
-            loss = config.alpha * metrics["reconstruction"]
-            return loss + (1.0 - config.alpha) * metrics["task"], (x0, metrics)
-
-        if regression:
-            zero = jnp.zeros_like(target)
-            loss, (_, metrics) = at(zero, jnp.float32(config.schedule.log_snr_min), zero, key)
-        elif config.training == "rollout":
-            loss, metrics = _rollout_loss(config, at, noise[0], key)
-        else:
-            iterates = (
-                None if item.iterates is None else (item.iterates - centre[None]) / scale[None]
-            )
-            point, certain = _point(config.oracle, target, iterates, chance[:3], noise[1])
-            loss, metrics = _stateless_loss(config, at, point, certain, chance[3], noise[0], key)
-        return loss, {"loss": loss, **metrics}
-
-    return loss_fn
-
-
-def _task_loss(value: jax.Array, item: Solved) -> jax.Array:
-    """The gap in units of the start's; its logarithm where it is positive."""
-    unit = jnp.maximum(item.start_value - item.value, 1e-3 * jnp.abs(item.value) + 1e-12)
-    gap = (value - item.value) / unit
-    return jnp.log1p(jnp.maximum(gap, 0.0)) + jnp.minimum(gap, 0.0)
-
-
-def _point(
-    oracle: OracleConfig,
-    solution: jax.Array,
-    iterates: jax.Array | None,
-    chance: jax.Array,
-    noise: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """What noise is to hide, and whether it is the solution; `chance [3]` is uniform in [0, 1)."""
-    points = [solution, solution, solution + oracle.noise * chance[0] * noise]
-    if iterates is not None:
-        points[1] = iterates[(chance[1] * len(iterates)).astype(jnp.int32)]
-    shares = np.cumsum([oracle.solutions, oracle.trajectories, oracle.artificial])
-    kind = jnp.sum(chance[2] >= shares[:2] / shares[2])
-    return jnp.stack(points)[kind], kind == 0
-
-
-def _stateless_loss(config, at, point, certain, time, noise, key):
-    """Denoising at the level of a random time.
-
-    Off the solution, ε and v would be wanted with an error of 1 / σ times that of z; it is taken off.
-    """
-    log_snr = config.schedule.log_snr(time)
-    alpha, sigma = alpha_sigma(log_snr)
-    z = alpha * point + sigma * noise
-    damped = {"x0": 1.0, "eps": jnp.minimum(sigma / alpha, 1.0), "v": sigma}[config.prediction]
-    loss, (_, metrics) = at(z, log_snr, jnp.zeros_like(z), key, jnp.where(certain, 1.0, damped))
-    return loss, metrics
-
-
-def _rollout_loss(config, at, start, key):
-    """Mean loss over a roll-out on the levels of a sampler, from noise."""
-    count = config.rollout_steps
-    levels = config.schedule.log_snr(jnp.linspace(1.0, 0.0, count + 1)[:-1])
-    rows, advance = ddim_rule(jnp.append(levels, jnp.inf), jnp.zeros(()))
-    cuts = jnp.arange(count) % config.window == 0
-
-    def body(state, inputs):
-        row, cut, key = inputs
-        z, previous = (jnp.where(cut, jax.lax.stop_gradient(x), x) for x in state)
-        loss, (x0, metrics) = at(z, row["level"], previous, key)
-        return (advance(row, z, x0, (), 0.0)[0], x0), (loss, metrics)
-
-    inputs = rows, cuts, jax.random.split(key, count)
-    values = jax.lax.scan(body, (start, jnp.zeros_like(start)), inputs)[1]
-    return jax.tree.map(jnp.mean, values)
 
 
 def _train(method, family, config, warm, pool, key, on_progress) -> PyTree:
