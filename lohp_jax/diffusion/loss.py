@@ -14,6 +14,10 @@ from lohp_jax.diffusion.sampler import ddim_rule
 from lohp_jax.diffusion.schedule import alpha_sigma, from_x0, to_x0
 from lohp_jax.types import ProblemFamily, PyTree
 
+REACH = 20.0
+"""Solutions further from the centre, in units of the frame, are not learned from: one would outweigh
+thousands of others."""
+
 
 def make_loss(
     family: ProblemFamily,
@@ -55,6 +59,8 @@ def make_loss(
         keep = dict(zip(parts, kept, strict=True))
         see = make_observer(family, config, params["gates"], problem, (centre, scale), weights)
         target = (item.solution - centre) / scale
+        counts = 1.0 - (jnp.max(jnp.abs(target)) > REACH)  # also where it is NaN, to be found
+        target = jnp.clip(target, -REACH, REACH)
         noise = jax.random.normal(normal_key, (2, len(target)))
 
         def at(z, log_snr, previous, key, trust=1.0):
@@ -81,7 +87,8 @@ def make_loss(
                 iterates = (iterates - centre[None]) / scale[None]
             point, certain = draw_point(config.oracle, target, iterates, chance[:3], noise[1])
             loss, metrics = _stateless_loss(config, at, point, certain, chance[3], noise[0], key)
-        return loss, {"loss": loss, **metrics}
+        values = jax.tree.map(lambda value: counts * value, {"loss": loss, **metrics})
+        return values["loss"], values
 
     return loss_fn
 

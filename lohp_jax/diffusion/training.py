@@ -19,7 +19,7 @@ from lohp_jax.diffusion.generator import (
     make_observer,
     regression_config,
 )
-from lohp_jax.diffusion.loss import make_loss
+from lohp_jax.diffusion.loss import REACH, make_loss
 from lohp_jax.diffusion.oracle import Solved, solved
 from lohp_jax.types import Generator, ProblemFamily, PyTree
 
@@ -99,12 +99,13 @@ def _residual_size(
 ) -> jax.Array:
     """Root mean square, in the family's frame, of what the regression leaves of the solutions."""
 
-    def squared(item):
+    def left(item):
         problem = family.sample(item.key, "train")
         mean, scale = frame_of(family, config, {**warm, "scale": jnp.float32(1.0)}, problem)
-        return jnp.mean(((item.solution - mean) / scale) ** 2)
+        return (item.solution - mean) / scale
 
-    return jnp.sqrt(jnp.mean(jax.vmap(squared)(items))) + 1e-6
+    residual = jax.vmap(left)(items)
+    return jnp.sqrt(jnp.mean(residual**2, where=jnp.abs(residual) <= REACH)) + 1e-6
 
 
 def _train(method, family, config, warm, pool, key, on_progress) -> PyTree:

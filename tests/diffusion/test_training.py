@@ -149,6 +149,17 @@ def test_the_loss_equals_its_definition(quadratic):
     np.testing.assert_allclose(levels[1], 1, rtol=1e-4)
 
 
+def test_a_solution_out_of_reach_of_the_frame_is_not_learned_from(quadratic):
+    start = jax.jit(functools.partial(initial_params, quadratic, SMALL))(KEY)
+    item = jax.tree.map(lambda leaf: leaf[0], solved(quadratic, SMALL.oracle, KEY[None]))
+    loss_fn = jax.jit(jax.value_and_grad(make_loss(quadratic, SMALL), has_aux=True))
+    (near, _), slopes = loss_fn(start, item, KEY)
+    assert near > 0 and any(slope.any() for slope in jax.tree.leaves(slopes))
+    for far in (1e3, 1e30):
+        (loss, _), slopes = loss_fn(start, item._replace(solution=jnp.full(2, far)), KEY)
+        assert loss == 0 and not any(slope.any() for slope in jax.tree.leaves(slopes))
+
+
 def test_labels_and_trajectories_are_those_of_the_family(quadratic):
     oracle = OracleConfig(trajectories=1.0, trajectory_steps=30)
     smooth = Composite(
