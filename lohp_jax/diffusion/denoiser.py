@@ -104,7 +104,7 @@ def _lasso(config: NetworkConfig, z: jax.Array, log_snr: jax.Array, condition: C
     situation = _embed(config.width, log_snr, condition._replace(features=jnp.zeros(0)))
     alpha, _ = alpha_sigma(log_snr)
     matrix, t, offset = lasso["B"], known * lasso["t"], lasso["o"]
-    target = known * (matrix.T @ lasso["r"])
+    target = known * lasso["target"]
     constant = [known * lasso["diagonal"], target, known * jnp.log(lasso["t"] + 1e-6) / 5.0]
     constant = jnp.concatenate([jnp.stack(constant, axis=-1), condition.vectors], axis=-1)
 
@@ -138,17 +138,18 @@ def prepare_lasso(problem: PyTree, centre: jax.Array, scale: jax.Array) -> dict[
     """A LASSO in the coordinates of its frame, divided by its curvature L.
 
     With B = A scale / sqrt(L), where L is the largest eigenvalue of the Gram matrix as a power
-    iteration finds it, the objective over L is |B y - r|² / 2 + Σ_i t_i |y_i + o_i|.
+    iteration finds it, the objective over L is |B y|² / 2 - target · y + Σ_i t_i |y_i + o_i| and a
+    constant.
 
     Args:
       problem: `{"A": [m, n], "b": [m], "penalty": []}`.
       centre: `[n]`.
       scale: `[n]`.
 
-    Returns: "B" `[m, n]`, "r" `[m]`, "t" `[n]`, "o" `[n]`, and "diagonal" `[n]`, that of B^T B.
+    Returns: "B" `[m, n]`, and "target", "t", "o" and "diagonal", that of B^T B, all `[n]`.
     """
     matrix = problem["A"] * scale[None]
-    residual = problem["b"] - problem["A"] @ centre
+    target = matrix.T @ (problem["b"] - problem["A"] @ centre)
 
     def unit(v):
         return v / jnp.maximum(jnp.linalg.norm(v), 1e-30)
@@ -156,17 +157,21 @@ def prepare_lasso(problem: PyTree, centre: jax.Array, scale: jax.Array) -> dict[
     def grow(_, v):
         return unit(matrix.T @ (matrix @ v))
 
-    start = unit(jnp.ones_like(scale)) + unit(matrix.T @ residual)  # turns as A's columns do
+    start = unit(jnp.ones_like(scale)) + unit(target)  # turns as A's columns do
     top = jax.lax.fori_loop(0, POWER_STEPS, grow, start)
     curvature = 1.05 * jnp.sum((matrix @ top) ** 2) + 1e-30  # the iteration comes from below
-    root = jnp.sqrt(curvature)
     return {
-        "B": matrix / root,
-        "r": residual / root,
+        "B": matrix / jnp.sqrt(curvature),
+        "target": target / curvature,
         "t": problem["penalty"] * scale / curvature,
         "o": centre / scale,
         "diagonal": jnp.sum(matrix**2, axis=0) / curvature,
     }
+
+
+def product_pairs(config: NetworkConfig, num_evaluations: int) -> int:
+    """Products with A and A^T, in pairs, that "lasso" takes for one problem: rounds and preparation."""
+    return config.depth * num_evaluations + POWER_STEPS + 2
 
 
 def _embed(width: int, log_snr: jax.Array, condition: Condition) -> jax.Array:

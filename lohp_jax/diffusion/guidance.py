@@ -59,14 +59,14 @@ class GuidanceConfig:
 
 
 class Condition(NamedTuple):
-    """What a denoiser sees; a part that is left out is zeros, its flag included.
+    """What a denoiser sees; a part that is left out is zeros, its weight included.
 
     Attributes:
       problem: what the network asked for with its `prepare`, whatever the parts are.
       known: scalar weight of the part "parameters"; 0 hides the problem.
       features: `[F]`, the parameters of the problem.
       vectors: `[n, V]`: each gradient over its own size; the x_0 of the step before, if fed.
-      scalars: `[S]`: of each gradient its weight, log size and log SNR.
+      scalars: `[S]`: `known`, and of each gradient its weight, log size and log SNR.
     """
 
     problem: PyTree
@@ -77,11 +77,11 @@ class Condition(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients at one z, in the frame's coordinates; None or 0 where they were not asked for.
+    """Those gradients at one z that were asked for, in the frame's coordinates.
 
     Attributes:
       values: part -> `[n]`.
-      log_snr: part -> scalar log SNR, at most 10 in size.
+      log_snr: part -> scalar log SNR, at most 10 in size; empty without SNRs.
     """
 
     values: dict[str, jax.Array]
@@ -256,7 +256,7 @@ def observe(
       keep: part -> 0 to drop it or 1, in training; None keeps all.
     """
     keep = dict.fromkeys(config.parts, 1.0) if keep is None else keep
-    on = {part: w for part, w in weights.items() if part in GRADIENTS and not _is_zero(w)}
+    on = {part: w for part, w in weights.items() if part in GRADIENTS and w != 0}
     with_snr = _needs_snr(on)
     gradients = gradients_at(
         objective,
@@ -288,10 +288,6 @@ def observe(
         jnp.stack(vectors, axis=-1) if vectors else empty,
         jnp.stack([known, *(jnp.asarray(s, jnp.float32) for s in scalars)]),
     )
-
-
-def _is_zero(weight: float | str) -> bool:
-    return not isinstance(weight, str) and weight == 0
 
 
 def _weight(kind, params, log_snr, gradient_log_snr) -> jax.Array:

@@ -18,8 +18,8 @@ class OracleConfig:
     solutions: float = 1.0
     """Share of the solutions themselves."""
     trajectories: float = 0.0
-    """Share of the iterates of a classic optimizer from the family's start: proximal gradient descent
-    where the objective has a smooth part and a proximal map, else gradient descent."""
+    """Share of the iterates of a classic optimizer from the family's start: of proximal gradient descent
+    if the family is composite, else of Adam in the coordinates of its frame."""
     artificial: float = 0.0
     """Share of solutions with noise on them."""
     trajectory_steps: int = 20
@@ -65,9 +65,9 @@ def solved(family: ProblemFamily, oracle: OracleConfig, keys: jax.Array) -> Solv
         sample_key, solve_key = jax.random.split(key)
         problem = family.sample(sample_key, "train")
         solution, start = family.solve(problem, solve_key), family.start(problem)
-        iterates = (
-            _iterates(family, problem, oracle.trajectory_steps) if oracle.trajectories else None
-        )
+        iterates = None
+        if oracle.trajectories:
+            iterates = _iterates(family, problem, oracle.trajectory_steps)
         values = (family.objective(x, problem) for x in (solution, start))
         return Solved(sample_key, solution, *values, iterates)
 
@@ -106,7 +106,15 @@ def draw_point(
     chance: jax.Array,
     noise: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """What noise is to hide, and whether it is the solution; `chance [3]` is uniform in [0, 1)."""
+    """What noise is to hide, and whether it is the solution.
+
+    Args:
+      oracle: shares of the kinds of points.
+      solution: `[n]`, in the frame like all that follows.
+      iterates: `[S, n]`; None where none are asked for.
+      chance: `[3]` uniform in [0, 1).
+      noise: `[n]` standard normal.
+    """
     points = [solution, solution, solution + oracle.noise * chance[0] * noise]
     if iterates is not None:
         points[1] = iterates[(chance[1] * len(iterates)).astype(jnp.int32)]

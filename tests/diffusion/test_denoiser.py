@@ -1,12 +1,19 @@
 """Symmetries and sizes of the denoisers, and ISTA as the start of the one for LASSO."""
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
 
-from lohp_jax.diffusion.denoiser import NetworkConfig, make_network, prepare_lasso, soft_threshold
+from lohp_jax.diffusion.denoiser import (
+    NetworkConfig,
+    make_network,
+    prepare_lasso,
+    product_pairs,
+    soft_threshold,
+)
 from lohp_jax.diffusion.guidance import Condition
 
 CONFIG = NetworkConfig("lasso", width=8, depth=3)
@@ -70,6 +77,31 @@ def test_one_set_of_weights_serves_all_sizes_without_a_square_matrix(params):
     assert "31,31]" not in str(program) and "7,31]" in str(program)
 
 
+def test_product_pairs_are_those_of_the_program(params):
+    """Matrix-vector products in the traced program, those of the two loops times their length."""
+    problem, centre, scale, z, vector = lasso()
+    network = make_network(CONFIG)
+
+    def count(jaxpr, times=1):
+        products = 0
+        for equation in jaxpr.eqns:
+            shapes = [v.aval.shape for v in equation.invars]
+            if equation.primitive.name == "dot_general" and shapes[0] in ((5, 10), (10, 5)):
+                products += times
+            inner = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+            for nested in jax.extend.core.jaxprs_in_params(equation.params):
+                products += count(nested, times * inner)
+        return products
+
+    prepared = network.prepare(problem, centre, scale)
+    condition = Condition(prepared, jnp.ones(()), jnp.zeros(0), vector[:, None], jnp.ones(1))
+    once = count(jax.make_jaxpr(network.prepare)(problem, centre, scale).jaxpr)
+    each = count(jax.make_jaxpr(network.apply)(params, z, LEVEL, condition).jaxpr)
+    assert each == 2 * CONFIG.depth
+    assert once <= 2 * product_pairs(CONFIG, 0) <= once + 1
+    assert product_pairs(CONFIG, 7) == product_pairs(CONFIG, 0) + 7 * CONFIG.depth
+
+
 def test_a_hidden_problem_has_no_effect(params):
     problem, *rest = lasso()
     other, *_ = lasso(seed=3)
@@ -110,11 +142,12 @@ def test_preparing_keeps_the_objective():
         return residual @ residual / 2 + 0.3 * np.abs(x).sum()
 
     def after(y):
-        residual = prepared["B"] @ y - prepared["r"]
-        return residual @ residual / 2 + (prepared["t"] * np.abs(y + prepared["o"])).sum()
+        smooth = ((prepared["B"] @ y) ** 2).sum() / 2 - prepared["target"] @ y
+        return smooth + (prepared["t"] * np.abs(y + prepared["o"])).sum()
 
-    points = [np.float64(z), np.float64(vector), np.zeros(10)]
-    ratios = [before(y) / after(y) for y in points]
+    points = [np.float64(z), np.float64(vector), np.ones(10)]
+    zero = np.zeros(10)
+    ratios = [(before(y) - before(zero)) / (after(y) - after(zero)) for y in points]
     np.testing.assert_allclose(ratios, ratios[0], rtol=1e-4)
     np.testing.assert_allclose(prepared["diagonal"], (prepared["B"] ** 2).sum(axis=0), rtol=1e-4)
 
