@@ -3,6 +3,7 @@
 Everything that is printed is printed here: progress on standard error, results on standard output.
 """
 
+import argparse
 import contextlib
 import functools
 import json
@@ -21,12 +22,14 @@ import rich.progress
 import rich.table
 import tyro
 
-from lohp_jax import meta_runs, runs
+from lohp_jax import meta_runs, runs, solve_runs
+from lohp_jax.diffusion.training import Progress as DiffusionProgress
 from lohp_jax.evaluation.report import write_report
 from lohp_jax.evaluation.scores import accuracies, draw_tasks
 from lohp_jax.generation import generate as generate_weights
 from lohp_jax.generation import load
-from lohp_jax.tasks import FAMILIES
+from lohp_jax.tasks import FAMILIES, make_problem
+from lohp_jax.tasks.problem import read_problems
 from lohp_jax.training.config import METHODS, RunConfig, resolve
 from lohp_jax.training.distributed import Strategy
 from lohp_jax.training.loop import DivergedError, Progress, num_updates
@@ -234,9 +237,55 @@ def meta_train(
     _print({"theta": out / "theta.msgpack"} | results["rate"], json)
 
 
+def solve(
+    config: Annotated[solve_runs.SolveConfig, tyro.conf.arg(name="")],
+    out: pathlib.Path | None = None,
+    problems: pathlib.Path | None = None,
+    resume: bool = False,
+    json: bool = False,
+) -> None:
+    """Train Diff-L2O on a family of optimization problems, or load it, and solve a batch.
+
+    Writes results.json, solutions.npz and plots. Defaults below are those of the family.
+
+    Args:
+        config: settings of the run.
+        out: run directory; unset for runs/solve-FAMILY-SEED.
+        problems: .npz of problems to solve; unset to generate held-out ones.
+        resume: solve with the generator that is in the directory, if there is one.
+        json: print the results as JSON.
+    """
+    out = out or pathlib.Path("runs") / f"solve-{config.family}-{config.seed}"
+    if (out / "config.json").exists() and not resume:
+        raise UsageError(f"{out} holds a run; go on with --resume, or choose another --out.")
+    with _usage_errors():
+        given = None
+        if problems:
+            given = read_problems(problems, make_problem(config.family))
+        solve_runs.open_solve_run(out, config)
+
+    def show(at: DiffusionProgress) -> None:
+        text = f"{at.method} loss {at.metrics['loss']:.4g}"
+        update(completed=at.step, total=at.updates, text=text)
+
+    with _progress("solve", config.diffusion.updates, "") as update:
+        results = solve_runs.solve_run(
+            out, config, given, on_progress=show, on_stage=lambda text: update(text=text)
+        )
+    if json:
+        _print(results, json)
+        return
+    columns = ("method", "gap_mean", "gap_median", "success", "gradient_calls", "milliseconds")
+    table = rich.table.Table(*columns, box=rich.box.SIMPLE)
+    for row in results["rows"]:
+        table.add_row(row["method"], *(f"{row[name]:.3g}" for name in columns[1:]))
+    rich.console.Console().print(table)
+    _print({"solutions": out / "solutions.npz"}, json)
+
+
 COMMANDS = {
     command.__name__.replace("_", "-"): command
-    for command in (run, prepare, train, generate, evaluate, report, tasks, meta_train)
+    for command in (run, prepare, train, generate, evaluate, report, tasks, meta_train, solve)
 }
 
 
@@ -280,6 +329,8 @@ def _parse(arguments: Sequence[str]) -> Callable[[], None]:
     with _usage_errors():
         if arguments and arguments[0] in commands:
             name, *rest = arguments
+            if name == "solve":
+                commands[name] = _deferred(_for_family(rest))
             return tyro.cli(commands[name], prog=f"lohp {name}", args=rest, config=markers)
         return tyro.extras.subcommand_cli_from_dict(
             commands,
@@ -288,6 +339,16 @@ def _parse(arguments: Sequence[str]) -> Callable[[], None]:
             args=arguments,
             config=markers,
         )
+
+
+def _for_family(arguments: Sequence[str]) -> Callable[..., None]:
+    """`solve` with the defaults of the family that the arguments name."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--family", default=solve_runs.SolveConfig.family)
+    family = parser.parse_known_args(arguments)[0].family
+    command = functools.partial(solve, config=solve_runs.preset(family))
+    command.__doc__ = solve.__doc__
+    return command
 
 
 def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:

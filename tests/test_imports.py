@@ -24,7 +24,7 @@ LAYERS = [
     {"generation"},
     {"evaluation", "export"},
     {"runs"},
-    {"meta_runs"},
+    {"meta_runs", "solve_runs"},
     {"cli"},
 ]
 """From the bottom up: a module imports its own part and what stands in the lines before."""

@@ -3,11 +3,12 @@
 import dataclasses
 from typing import Literal
 
+from lohp_jax.checks import check_option
 from lohp_jax.diffusion.denoiser import NetworkConfig
 from lohp_jax.diffusion.guidance import GuidanceConfig
 from lohp_jax.diffusion.oracle import OracleConfig
 from lohp_jax.diffusion.sampler import SAMPLERS
-from lohp_jax.diffusion.schedule import PREDICTIONS, Prediction, Schedule, check_option
+from lohp_jax.diffusion.schedule import PREDICTIONS, Prediction, Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +52,9 @@ class DiffusionConfig:
     """Default number of steps of the generator."""
 
     def __post_init__(self):
-        check_option("prediction", self.prediction, PREDICTIONS)
-        check_option("training", self.training, ("stateless", "rollout"))
-        check_option("sampler", self.sampler, SAMPLERS)
+        check_option("DiffusionConfig", "prediction", self.prediction, PREDICTIONS)
+        check_option("DiffusionConfig", "training", self.training, ("stateless", "rollout"))
+        check_option("DiffusionConfig", "sampler", self.sampler, SAMPLERS)
         for name in ("rollout_steps", "batch_size", "updates", "log_every", "num_steps", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")

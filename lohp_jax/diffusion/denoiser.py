@@ -12,9 +12,11 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from lohp_jax.checks import check_option
 from lohp_jax.diffusion.guidance import Condition
-from lohp_jax.diffusion.schedule import alpha_sigma, check_option
+from lohp_jax.diffusion.schedule import alpha_sigma
 from lohp_jax.policy.unet import UNet
+from lohp_jax.solvers.proximal import soft_threshold
 from lohp_jax.types import PyTree
 
 NETWORKS = ("mlp", "lasso", "unet")
@@ -35,7 +37,7 @@ class NetworkConfig:
     """Entries of x in a token of "unet"."""
 
     def __post_init__(self):
-        check_option("kind", self.kind, NETWORKS)
+        check_option("NetworkConfig", "kind", self.kind, NETWORKS)
         for name in ("width", "depth", "channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -127,11 +129,6 @@ def _lasso(config: NetworkConfig, z: jax.Array, log_snr: jax.Array, condition: C
     y = (1.0 + weights[0]) * alpha * z + condition.vectors @ weights[1:]
     memory = jnp.zeros((len(z), config.width))
     return hk.layer_stack(config.depth)(bend)(y, y, memory)[0]
-
-
-def soft_threshold(x: jax.Array, threshold: jax.Array) -> jax.Array:
-    """argmin_u threshold |u| + (u - x)² / 2."""
-    return x - jnp.clip(x, -threshold, threshold)
 
 
 def prepare_lasso(problem: PyTree, centre: jax.Array, scale: jax.Array) -> dict[str, jax.Array]:

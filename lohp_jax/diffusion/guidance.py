@@ -14,8 +14,9 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lohp_jax.checks import check_option
 from lohp_jax.diffusion.sampler import num_evaluations
-from lohp_jax.diffusion.schedule import alpha_sigma, check_option
+from lohp_jax.diffusion.schedule import alpha_sigma
 from lohp_jax.types import PyTree
 
 PARTS = ("parameters", "gradient", "smoothed_gradient")
@@ -43,11 +44,11 @@ class GuidanceConfig:
 
     def __post_init__(self):
         for part in self.parts:
-            check_option("parts", part, PARTS)
+            check_option("GuidanceConfig", "parts", part, PARTS)
         if len(set(self.parts)) < len(self.parts):
             raise ValueError(f"parts must name each part once, got {self.parts}.")
-        check_option("combination", self.combination, COMBINATIONS)
-        check_option("around", self.around, AROUND)
+        check_option("GuidanceConfig", "combination", self.combination, COMBINATIONS)
+        check_option("GuidanceConfig", "around", self.around, AROUND)
         if len(self.dropout) not in (1, len(self.parts)):
             raise ValueError(
                 f"dropout must have 1 number or one for each of {self.parts}, got {self.dropout}."
@@ -182,7 +183,7 @@ def resolve_weights(
     trained = 1.0 if config.combination == "fixed" else config.combination
     resolved = {part: 1.0 if part == "parameters" else trained for part in config.parts}
     for part, weight in (weights or {}).items():
-        check_option("guidance", part, config.parts)
+        check_option("sample", "guidance", part, config.parts)
         adaptive = part in GRADIENTS and (
             weight == "wiener" or (weight == "learned" and config.combination == "learned")
         )

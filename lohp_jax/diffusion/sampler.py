@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lohp_jax.checks import check_option
 from lohp_jax.diffusion.schedule import (
     Prediction,
     Schedule,
     alpha_sigma,
-    check_option,
     to_x0,
 )
 from lohp_jax.types import PyTree
@@ -102,7 +102,7 @@ def sample(
 
     Raises: ValueError for an unknown sampler (with the nearest), or `num_steps` or `num_samples` < 1.
     """
-    check_option("sample: sampler", sampler, SAMPLERS)
+    check_option("sample", "sampler", sampler, SAMPLERS)
     for name, value in (("num_steps", num_steps), ("num_samples", num_samples)):
         if value < 1:
             raise ValueError(f"sample: {name} must be at least 1, got {value}.")

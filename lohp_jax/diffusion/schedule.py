@@ -5,32 +5,19 @@ sigmoid of λ and σ² that of -λ (Kingma et al., 2021).
 """
 
 import dataclasses
-import difflib
 import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from lohp_jax.checks import check_option
+
 Prediction = Literal["x0", "eps", "v"]
 """What a denoiser predicts: x_0, the noise, or their mixture v (Salimans & Ho, 2022)."""
 PREDICTIONS = ("x0", "eps", "v")
 KINDS = ("cosine", "linear")
 BETA_MIN, BETA_MAX = 0.1, 20.0  # of the VP-SDE (Song et al., 2021): DDPM's schedule for any T
-
-
-def nearest(name: str, options) -> str:
-    """The one of `options` that `name` was probably meant to be."""
-    return difflib.get_close_matches(str(name), options, 1, 0)[0]
-
-
-def check_option(where: str, value: str, options) -> None:
-    """Raises ValueError, with the nearest, for a value that is none of `options`."""
-    if value not in options:
-        raise ValueError(
-            f"{where} must be one of {tuple(options)}, got {value!r}; "
-            f"did you mean {nearest(value, options)!r}?"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +33,7 @@ class Schedule:
     """λ at t = 0."""
 
     def __post_init__(self):
-        check_option("kind", self.kind, KINDS)
+        check_option("Schedule", "kind", self.kind, KINDS)
         if not -30 <= self.log_snr_min < self.log_snr_max <= 30:
             raise ValueError(
                 "log_snr_min and log_snr_max must be rising and within [-30, 30], got "

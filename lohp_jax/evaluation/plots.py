@@ -37,7 +37,7 @@ _TEACHER_PATH = {"linewidth": 1.0, "alpha": 0.55}
 _GENERATED_PATH = {"linewidth": 1.8, "marker": "o", "markersize": 3}
 _LOGIT_TICKS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 _LOGIT_RANGE = (0.001, 0.999)  # the scale has no place for 0 and 1
-_STYLE = {
+STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -73,7 +73,7 @@ def draw_plots(directory: pathlib.Path, scores: list[Score]) -> list[tuple[Plot,
         section(figures, key, str(file)) for key in ("projection", "cosine", "accuracy_by_step")
     )
     lines = read_lines(directory / "metrics.jsonl")
-    with matplotlib.style.context(["default", _STYLE]):
+    with matplotlib.style.context(["default", STYLE]):
         plots = [
             _plot_accuracy(held_out(scores)),
             _plot_trajectories(projection, f"{file}, projection"),
@@ -82,10 +82,11 @@ def draw_plots(directory: pathlib.Path, scores: list[Score]) -> list[tuple[Plot,
             _plot_curves(lines, "loss"),
             _plot_curves(lines, "progress"),
         ]
-        return [(plot, _svg(plot.figure)) for plot in plots]
+        return [(plot, to_svg(plot.figure)) for plot in plots]
 
 
-def _svg(figure: Any) -> bytes:
+def to_svg(figure: Any) -> bytes:
+    """The picture; nothing for None."""
     if figure is None:
         return b""
     buffer = io.BytesIO()
@@ -93,7 +94,7 @@ def _svg(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _axes(height: float = 3.6) -> tuple[Any, Any]:
+def make_axes(height: float = 3.6) -> tuple[Any, Any]:
     """A figure of one plot, `height` in inches; its text stays readable on a phone."""
     from matplotlib.figure import Figure
 
@@ -110,7 +111,7 @@ def _plot_accuracy(scores: list[Score]) -> Plot:
     title = "Accuracy of all methods"
     if not scores:
         return Plot(title, None, "", "results.json has no accuracy on unseen tasks.")
-    figure, axes = _axes(height=1.1 + 0.3 * len(scores))
+    figure, axes = make_axes(height=1.1 + 0.3 * len(scores))
     for i, score in enumerate(scores):
         axes.errorbar(
             np.clip(score.accuracy, *_LOGIT_RANGE),
@@ -169,7 +170,7 @@ def _plot_trajectories(projection: dict[str, Any], where: str) -> Plot:
     explained = array(projection, "explained", where, (2,))
     paths = list(_paths(field(projection, "paths", where, list), where))
     tasks = sorted({task for _, task, _ in paths})
-    figure, axes = _axes(height=4.4)
+    figure, axes = make_axes(height=4.4)
     for generated in (False, True):  # generated paths lie over the others
         style = _GENERATED_PATH if generated else _TEACHER_PATH
         for method, task, points in paths:
@@ -209,7 +210,7 @@ def _plot_cosine(cosine: dict[str, Any], where: str) -> Plot:
     values = {m: v[np.isfinite(v)] for m, v in values.items() if np.isfinite(v).any()}
     if not values:
         return Plot(title, None, "", _absent("cosines"))
-    figure, axes = _axes()
+    figure, axes = make_axes()
     for method, value in values.items():
         axes.hist(
             np.clip(value, -1, 1),  # float32 rounds above 1
@@ -235,7 +236,7 @@ def _plot_accuracy_by_step(curves: dict[str, Any], where: str) -> Plot:
     title = "Accuracy by step"
     if not curves:
         return Plot(title, None, "", _absent("accuracies by step"))
-    figure, axes = _axes()
+    figure, axes = make_axes()
     ends = []
     for method, curve in curves.items():
         at = f"{where}[{method!r}]"
@@ -269,7 +270,7 @@ def _plot_curves(lines: list[tuple[str, dict[str, Any]]], name: str) -> Plot:
     curves = _curves(lines, name)
     if not curves:
         return Plot(title, None, "", f"metrics.jsonl has no {name}.")
-    figure, axes = _axes()
+    figure, axes = make_axes()
     for method, (step, value) in curves.items():
         axes.plot(step, value, color=_color(method), label=method)
     if name == "progress":

@@ -1,0 +1,429 @@
+"""A run of Diff-L2O over one directory: train or load, solve, compare. Nothing here prints.
+
+config.json   metrics.jsonl   checkpoints/   results.json   solutions.npz   convergence.svg ...
+"""
+
+import dataclasses
+import functools
+import io
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lohp_jax.checks import check_option
+from lohp_jax.diffusion.config import DiffusionConfig
+from lohp_jax.diffusion.denoiser import NetworkConfig, product_pairs
+from lohp_jax.diffusion.generator import diffusion_generator, regression_config
+from lohp_jax.diffusion.guidance import GuidanceConfig, gradient_calls
+from lohp_jax.diffusion.refine import refine
+from lohp_jax.diffusion.sampler import num_evaluations
+from lohp_jax.diffusion.training import Progress, initial_params, train_diffusion
+from lohp_jax.evaluation.records import SCHEMA
+from lohp_jax.files import write_atomically
+from lohp_jax.runs import environment, first_difference, read_json, write_json
+from lohp_jax.solvers.descent import lbfgs, run_optax
+from lohp_jax.solvers.newton import damped_newton
+from lohp_jax.solvers.proximal import fista
+from lohp_jax.tasks import PROBLEMS, make_problem
+from lohp_jax.training import checkpoint, metrics
+from lohp_jax.training.config import from_json
+from lohp_jax.types import Generator, ProblemFamily, PyTree
+
+REFINERS = ("fista", "newton", "lbfgs", "adam")
+SUCCESS = 1e-2
+"""A relative gap below it is a success."""
+_BATCH = 256  # problems solved in one piece
+
+
+@dataclasses.dataclass(frozen=True)
+class SolveConfig:
+    """What is trained and how problems are solved."""
+
+    family: str = "lasso_fixed"
+    """Name of the family of problems."""
+    seed: int = 0
+    """Of training, problems and samples."""
+    num_problems: int = 256
+    """Held-out problems to generate where none are given."""
+    num_samples: int = 8
+    """Proposals for each problem; the best one after refinement counts."""
+    refiner: Literal["auto", "fista", "newton", "lbfgs", "adam"] = "auto"
+    """What improves proposals; "auto": fista where there is a proximal map, newton in up to ten
+    dimensions, else lbfgs."""
+    refine_steps: int = 10
+    """Its steps from every proposal, and from the baseline's start."""
+    diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
+    """Of the generator."""
+
+    def __post_init__(self):
+        check_option("solve", "family", self.family, PROBLEMS)
+        check_option("solve", "refiner", self.refiner, ("auto", *REFINERS))
+        for name in ("num_problems", "num_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.refine_steps < 0:
+            raise ValueError(f"refine_steps must be 0 or more, got {self.refine_steps}.")
+
+
+def preset(family: str) -> SolveConfig:
+    """Settings that suit a family, to be changed at will.
+
+    Raises: ValueError for an unknown family, with the nearest.
+    """
+    check_option("solve", "family", family, PROBLEMS)
+    if family.startswith("lasso"):
+        network = NetworkConfig(kind="lasso", width=32, depth=6)
+        return SolveConfig(family, diffusion=DiffusionConfig(network=network, num_steps=4))
+    guidance = GuidanceConfig(parts=("parameters", "smoothed_gradient"))
+    return SolveConfig(
+        family, num_samples=64, refine_steps=20, diffusion=DiffusionConfig(guidance=guidance)
+    )
+
+
+class Solved(NamedTuple):
+    """Solutions of problems, each with a leading axis of problems `[M, ...]`.
+
+    Attributes:
+      proposals: `[M, K, n]` samples of the generator.
+      proposed: `[M, K]` the objective there.
+      x: `[M, n]` after refinement.
+      value: `[M]` the objective there.
+      baseline: `[M]` what the refiner finds from the family's start.
+      curves: `[M, 2, steps + 1]` best value so far of the refiner from the best proposal and from the
+        family's start.
+      reference: `[M]` the objective at the label solver's solution.
+      gradient_calls: `[M]` of refinement and baseline.
+      objective_calls: `[M]` likewise.
+    """
+
+    proposals: jax.Array
+    proposed: jax.Array
+    x: jax.Array
+    value: jax.Array
+    baseline: jax.Array
+    curves: jax.Array
+    reference: jax.Array
+    gradient_calls: jax.Array
+    objective_calls: jax.Array
+
+
+def open_solve_run(directory: str | os.PathLike, config: SolveConfig) -> None:
+    """Makes a run directory for `config`, or checks that the one that is there has the same.
+
+    Raises: ValueError for another config (with the first field that differs) or one that does not read.
+    """
+    path, values = pathlib.Path(directory) / "config.json", dataclasses.asdict(config)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"schema": SCHEMA, **values})
+        return
+    if difference := first_difference(dataclasses.asdict(read_solve_config(directory)), values):
+        raise ValueError(
+            f"{directory} holds a run with another config: {difference}; "
+            "choose another --out, or give the same options."
+        )
+
+
+def read_solve_config(directory: str | os.PathLike) -> SolveConfig:
+    """The config of a run that is there.
+
+    Raises: ValueError if it does not read.
+    """
+    path = pathlib.Path(directory) / "config.json"
+    return from_json(read_json(path), SolveConfig, str(path))
+
+
+def trained_generator(
+    directory: str | os.PathLike,
+    config: SolveConfig,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Generator:
+    """The generator of a run, trained and saved if it is not there yet.
+
+    Raises: ValueError if its checkpoint is damaged; FloatingPointError if training diverges.
+    """
+    directory, family = pathlib.Path(directory), make_problem(config.family)
+    template = jax.eval_shape(functools.partial(_initial, family, config.diffusion))
+    folder, names = directory / "checkpoints", list(_named(template))
+    if checkpoint.latest_step(folder) is not None:
+        _, stored = checkpoint.restore(folder, _named(template))
+        params = jax.tree.unflatten(jax.tree.structure(template), [stored[n] for n in names])
+        return diffusion_generator(family, config.diffusion, params)
+    lines = directory / "metrics.jsonl"
+    metrics.drop_lines_after(lines, "diffusion", 0)
+    metrics.drop_lines_after(lines, "warm_start", 0)
+
+    def after_chunk(progress):
+        line = {"method": progress.method, "step": progress.step, **progress.metrics}
+        metrics.append_line(lines, line)
+        on_progress(progress)
+
+    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    generator = train_diffusion(family, config.diffusion, key, on_progress=after_chunk)
+    checkpoint.save(
+        folder, config.diffusion.updates, _named(generator.params), dataclasses.asdict(config)
+    )
+    return generator
+
+
+def _initial(family: ProblemFamily, config: DiffusionConfig) -> PyTree:
+    key, warm = jax.random.key(0), None
+    if config.warm_start:
+        warm = initial_params(family, regression_config(config), key) | {"scale": jnp.ones(())}
+    return initial_params(family, config, key) | {"warm": warm}
+
+
+def _named(tree: PyTree) -> dict[str, Any]:
+    """Leaves by path: checkpoints hold no empty parts."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def solve(
+    generator: Generator, config: SolveConfig, problems: PyTree, key: jax.Array
+) -> tuple[Solved, dict[str, float]]:
+    """Proposes, refines and compares.
+
+    Args:
+      generator: of `trained_generator`.
+      config: of the run.
+      problems: with a leading axis `[M]`, all of one shape.
+      key: randomness of the samples.
+
+    Returns: the solutions, and seconds of one problem for "propose", "refine" and "baseline", in
+      batches, after compilation.
+    """
+    family = make_problem(config.family)
+    run = refiner_of(config, family, problems)
+    keys = jax.random.split(key, len(jax.tree.leaves(problems)[0]))
+    batched = functools.partial(_in_batches, len(keys))
+
+    def propose(problem, key):
+        samples = functools.partial(generator.apply, generator.params, problem, temperature=1.0)
+        return jax.vmap(samples)(jax.random.split(key, config.num_samples))
+
+    def improve(problem, proposals):
+        objective, start = functools.partial(_objective, family, problem), family.start(problem)
+        solver = functools.partial(run, problem)
+        return refine(objective, proposals, solver, config.refine_steps, baseline=start)
+
+    def from_start(problem):
+        return run(problem, family.start(problem), config.refine_steps).x
+
+    def look(problem, key, proposals):
+        objective = functools.partial(_objective, family, problem)
+        values = jax.vmap(objective)(proposals)
+        best = proposals[jnp.nanargmin(values)]
+        starts = (best, family.start(problem))
+        curves = [run(problem, x, config.refine_steps).values for x in starts]
+        curves = jnp.stack([jax.lax.cummin(jnp.nan_to_num(c, nan=jnp.inf)) for c in curves])
+        return values, curves, objective(family.solve(problem, key))
+
+    seconds = {}
+    proposals, seconds["propose"] = batched(propose, problems, keys)
+    refined, seconds["refine"] = batched(improve, problems, proposals)
+    _, seconds["baseline"] = batched(from_start, problems)
+    (proposed, curves, reference), _ = batched(look, problems, keys, proposals)
+    return Solved(
+        proposals,
+        proposed,
+        refined.x,
+        refined.value,
+        refined.baseline,
+        curves,
+        reference,
+        refined.gradient_calls,
+        refined.objective_calls,
+    ), seconds
+
+
+def refiner_of(config: SolveConfig, family: ProblemFamily, problems: PyTree) -> Callable[..., Any]:
+    """`(problem, x0, num_steps) -> Trace` of the refiner that the config names or lets us choose.
+
+    Raises: ValueError for fista where the family has no proximal map.
+    """
+    name = config.refiner
+    if name == "auto":
+        size = jax.eval_shape(family.start, jax.tree.map(lambda leaf: leaf[0], problems)).size
+        name = "fista" if family.composite else "newton" if size <= 10 else "lbfgs"
+    if name == "fista" and family.composite is None:
+        raise ValueError(
+            f"solve: refiner fista needs a proximal map, which {config.family} lacks; use newton, "
+            "lbfgs or adam."
+        )
+    solver = {
+        "fista": fista,
+        "newton": damped_newton,
+        "lbfgs": lbfgs,
+        "adam": functools.partial(run_optax, optimizer=optax.adam(0.1)),
+    }[name]
+    return lambda problem, x0, num_steps: solver(family, problem, x0, num_steps)
+
+
+def _objective(family: ProblemFamily, problem: PyTree, x: jax.Array) -> jax.Array:
+    return family.objective(x, problem)
+
+
+def _in_batches(count: int, fn: Callable, *trees: PyTree) -> tuple[PyTree, float]:
+    """`fn` over leading axes, and the seconds of one problem in a second run."""
+    mapped = jax.jit(lambda *args: jax.lax.map(lambda a: fn(*a), args, batch_size=_BATCH))
+    jax.block_until_ready(mapped(*trees))
+    began = time.perf_counter()
+    out = jax.block_until_ready(mapped(*trees))
+    return out, (time.perf_counter() - began) / count
+
+
+def solve_run(
+    directory: str | os.PathLike,
+    config: SolveConfig,
+    problems: PyTree | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_stage: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Trains or loads, solves, and writes results.json, solutions.npz and plots.
+
+    Args:
+      directory: that `open_solve_run` made.
+      config: the same.
+      problems: of `read_problems`; None for held-out ones of the family.
+      on_progress: called after each chunk of training.
+      on_stage: called with what is being done.
+
+    Returns: the results.
+
+    Raises: OSError if the disk is full.
+    """
+    from lohp_jax.evaluation.solve_plots import draw_solve_plots
+
+    directory, family = pathlib.Path(directory), make_problem(config.family)
+    on_stage("training")
+    generator = trained_generator(directory, config, on_progress)
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    problem_key, sample_key = jax.random.split(key)
+    if problems is None:
+        keys = jax.random.split(problem_key, config.num_problems)
+        problems = jax.jit(jax.vmap(lambda key: family.sample(key, "held_out")))(keys)
+    on_stage("solving")
+    solved, seconds = solve(generator, config, problems, sample_key)
+    results = {
+        "schema": SCHEMA,
+        "family": config.family,
+        "config": dataclasses.asdict(config),
+        "environment": environment(),
+        "rows": rows_of(config, solved, seconds),
+    }
+    on_stage("drawing")
+    arrays = {name: np.asarray(getattr(solved, name)) for name in ("x", "value", "reference")}
+    _write_npz(directory / "solutions.npz", arrays)
+    curves = convergence(config, solved, seconds)
+    draw_solve_plots(directory, family, generator, problems, curves, sample_key)
+    write_json(directory / "results.json", results)
+    return results
+
+
+class Calls(NamedTuple):
+    """What one problem costs.
+
+    Attributes:
+      networks: evaluations of the denoiser.
+      proposing: gradients, or pairs of products, that the denoiser asks for.
+      refining: gradients of the refiner from all proposals and the baseline's start.
+      baseline: gradients of the refiner from that start alone.
+    """
+
+    networks: int
+    proposing: int
+    refining: float
+    baseline: float
+
+
+def calls_of(config: SolveConfig, solved: Solved) -> Calls:
+    """Counts the calls of a run."""
+    diffusion, count = config.diffusion, config.num_samples
+    networks = num_evaluations(diffusion.sampler, diffusion.num_steps)
+    seen = gradient_calls(diffusion.guidance, diffusion.num_steps, count, sampler=diffusion.sampler)
+    if diffusion.network.kind == "lasso":
+        seen += product_pairs(diffusion.network, networks) * count
+    refining = float(np.mean(solved.gradient_calls))
+    return Calls(networks * count, seen, refining, refining / (count + 1))
+
+
+def rows_of(config: SolveConfig, solved: Solved, seconds: dict[str, float]) -> list[dict[str, Any]]:
+    """A row of results for each method; calls and milliseconds are those of one problem."""
+    calls = calls_of(config, solved)
+    best = np.nanmin(np.asarray(solved.proposed), axis=1)
+    both = seconds["propose"] + seconds["refine"]
+    methods = {
+        "diffusion": (best, seconds["propose"], calls.networks, calls.proposing),
+        "diffusion_refined": (
+            solved.value,
+            both,
+            calls.networks,
+            calls.proposing + calls.refining,
+        ),
+        "baseline": (solved.baseline, seconds["baseline"], 0, calls.baseline),
+    }
+    return [
+        {
+            "method": method,
+            "seed": config.seed,
+            "split": "held_out",
+            "num_problems": len(solved.value),
+            **gap_statistics(relative_gap(np.asarray(values), np.asarray(solved.reference))),
+            "milliseconds": 1e3 * time_taken,
+            "network_calls": network_calls,
+            "gradient_calls": float(gradients),
+        }
+        for method, (values, time_taken, network_calls, gradients) in methods.items()
+    ]
+
+
+def convergence(
+    config: SolveConfig, solved: Solved, seconds: dict[str, float]
+) -> dict[str, dict[str, np.ndarray]]:
+    """The refiner from the best proposal, all samples' cost before it, and from the family's start."""
+    calls, steps = calls_of(config, solved), np.arange(config.refine_steps + 1)
+    each = calls.baseline / max(config.refine_steps, 1)
+    step = seconds["baseline"] / max(config.refine_steps, 1)
+    before = {
+        "from the best proposal": (calls.proposing, seconds["propose"]),
+        "from the start": (0, 0.0),
+    }
+    reference = np.asarray(solved.reference)[:, None]
+    return {
+        name: {
+            "gaps": relative_gap(np.asarray(solved.curves)[:, row], reference),
+            "calls": gradients + each * steps,
+            "milliseconds": 1e3 * (time_taken + step * steps),
+        }
+        for row, (name, (gradients, time_taken)) in enumerate(before.items())
+    }
+
+
+def relative_gap(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """(f - f*) / |f*|; negative where f is below the label solver's."""
+    return (values - reference) / np.maximum(np.abs(reference), np.finfo(np.float32).tiny)
+
+
+def gap_statistics(gaps: np.ndarray) -> dict[str, float]:
+    """Mean, quartiles, and the share of successes."""
+    low, middle, high = np.quantile(gaps, [0.25, 0.5, 0.75])
+    return {
+        "gap_mean": float(np.mean(gaps)),
+        "gap_median": float(middle),
+        "gap_quartiles": [float(low), float(high)],
+        "success": float(np.mean(gaps < SUCCESS)),
+    }
+
+
+def _write_npz(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
