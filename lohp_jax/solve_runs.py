@@ -29,6 +29,7 @@ from lohp_jax.evaluation.records import SCHEMA
 from lohp_jax.files import write_atomically
 from lohp_jax.runs import environment, first_difference, read_json, write_json
 from lohp_jax.solvers.descent import lbfgs, run_optax
+from lohp_jax.solvers.multistart import gaussian_starts
 from lohp_jax.solvers.newton import damped_newton
 from lohp_jax.solvers.proximal import fista
 from lohp_jax.tasks import PROBLEMS, make_problem
@@ -96,8 +97,9 @@ class Solved(NamedTuple):
       x: `[M, n]` after refinement.
       value: `[M]` the objective there.
       baseline: `[M]` what the refiner finds from the family's start.
-      curves: `[M, 2, steps + 1]` best value so far of the refiner from the best proposal and from the
-        family's start.
+      multistart: `[M]` what it finds from as many random starts as there are proposals.
+      curves: `[M, 3, steps + 1]` best value so far of the refiner from all proposals, from the random
+        starts and from the family's start.
       reference: `[M]` the objective at the label solver's solution.
       gradient_calls: `[M]` of refinement and baseline.
       objective_calls: `[M]` likewise.
@@ -108,6 +110,7 @@ class Solved(NamedTuple):
     x: jax.Array
     value: jax.Array
     baseline: jax.Array
+    multistart: jax.Array
     curves: jax.Array
     reference: jax.Array
     gradient_calls: jax.Array
@@ -197,8 +200,8 @@ def solve(
       problems: with a leading axis `[M]`, all of one shape.
       key: randomness of the samples.
 
-    Returns: the solutions, and seconds of one problem for "propose", "refine" and "baseline", in
-      batches, after compilation.
+    Returns: the solutions, and seconds of one problem for "propose", "refine", "multistart" and
+      "baseline", in batches, after compilation.
     """
     family = make_problem(config.family)
     run = refiner_of(config, family, problems)
@@ -214,34 +217,46 @@ def solve(
         solver = functools.partial(run, problem)
         return refine(objective, proposals, solver, config.refine_steps, baseline=start)
 
+    def random_starts(problem, key):
+        return gaussian_starts(family, problem, key, config.num_samples)
+
+    def from_random(problem, key):
+        objective = functools.partial(_objective, family, problem)
+        solver = functools.partial(run, problem)
+        return refine(objective, random_starts(problem, key), solver, config.refine_steps).value
+
     def from_start(problem):
         return run(problem, family.start(problem), config.refine_steps).x
 
     def look(problem, key, proposals):
         objective = functools.partial(_objective, family, problem)
-        values = jax.vmap(objective)(proposals)
-        best = proposals[jnp.nanargmin(values)]
-        starts = (best, family.start(problem))
-        curves = [run(problem, x, config.refine_steps).values for x in starts]
-        curves = jnp.stack([jax.lax.cummin(jnp.nan_to_num(c, nan=jnp.inf)) for c in curves])
-        return values, curves, objective(family.solve(problem, key))
+        starts = proposals, random_starts(problem, key), family.start(problem)[None]
+        curves = [
+            jax.vmap(lambda x: run(problem, x, config.refine_steps).values)(x) for x in starts
+        ]
+        best = [jnp.min(jnp.nan_to_num(curve, nan=jnp.inf), axis=0) for curve in curves]
+        curves = jnp.stack([jax.lax.cummin(curve) for curve in best])
+        return jax.vmap(objective)(proposals), curves, objective(family.solve(problem, key))
 
     seconds = {}
     proposals, seconds["propose"] = batched(propose, problems, keys)
     refined, seconds["refine"] = batched(improve, problems, proposals)
+    multistart, seconds["multistart"] = batched(from_random, problems, keys)
     _, seconds["baseline"] = batched(from_start, problems)
     (proposed, curves, reference), _ = batched(look, problems, keys, proposals)
-    return Solved(
-        proposals,
-        proposed,
-        refined.x,
-        refined.value,
-        refined.baseline,
-        curves,
-        reference,
-        refined.gradient_calls,
-        refined.objective_calls,
-    ), seconds
+    solved = Solved(
+        proposals=proposals,
+        proposed=proposed,
+        x=refined.x,
+        value=refined.value,
+        baseline=refined.baseline,
+        multistart=multistart,
+        curves=curves,
+        reference=reference,
+        gradient_calls=refined.gradient_calls,
+        objective_calls=refined.objective_calls,
+    )
+    return solved, seconds
 
 
 def refiner_of(config: SolveConfig, family: ProblemFamily, problems: PyTree) -> Callable[..., Any]:
@@ -368,6 +383,12 @@ def rows_of(config: SolveConfig, solved: Solved, seconds: dict[str, float]) -> l
             calls.networks,
             calls.proposing + calls.refining,
         ),
+        "multistart": (
+            solved.multistart,
+            seconds["multistart"],
+            0,
+            calls.baseline * config.num_samples,
+        ),
         "baseline": (solved.baseline, seconds["baseline"], 0, calls.baseline),
     }
     return [
@@ -388,22 +409,21 @@ def rows_of(config: SolveConfig, solved: Solved, seconds: dict[str, float]) -> l
 def convergence(
     config: SolveConfig, solved: Solved, seconds: dict[str, float]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The refiner from the best proposal, all samples' cost before it, and from the family's start."""
-    calls, steps = calls_of(config, solved), np.arange(config.refine_steps + 1)
-    each = calls.baseline / max(config.refine_steps, 1)
-    step = seconds["baseline"] / max(config.refine_steps, 1)
-    before = {
-        "from the best proposal": (calls.proposing, seconds["propose"]),
-        "from the start": (0, 0.0),
+    """The refiner from the proposals, from random starts and from the family's start; see `Solved`."""
+    calls, steps = calls_of(config, solved), np.linspace(0, 1, config.refine_steps + 1)
+    reference, count = np.asarray(solved.reference)[:, None], config.num_samples
+    costs = {  # before the first step, and of all steps
+        "from proposals": (calls.proposing, calls.baseline * count, "propose", "refine"),
+        "from as many random starts": (0, calls.baseline * count, None, "multistart"),
+        "from the start": (0, calls.baseline, None, "baseline"),
     }
-    reference = np.asarray(solved.reference)[:, None]
     return {
         name: {
             "gaps": relative_gap(np.asarray(solved.curves)[:, row], reference),
-            "calls": gradients + each * steps,
-            "milliseconds": 1e3 * (time_taken + step * steps),
+            "calls": before + gradients * steps,
+            "milliseconds": 1e3 * (seconds.get(first, 0.0) + seconds[then] * steps),
         }
-        for row, (name, (gradients, time_taken)) in enumerate(before.items())
+        for row, (name, (before, gradients, first, then)) in enumerate(costs.items())
     }
 
 

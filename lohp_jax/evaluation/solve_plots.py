@@ -15,7 +15,7 @@ from lohp_jax.evaluation.plots import STYLE, make_axes, to_svg
 from lohp_jax.files import write_atomically
 from lohp_jax.types import Generator, ProblemFamily, PyTree
 
-_OURS, _BASELINE = "#0072b2", "#333333"
+_OURS, _RIVAL, _BASELINE = "#0072b2", "#e69f00", "#333333"
 _FLOOR = 1e-8  # of a relative gap that is drawn
 _SAMPLES = 5000
 _PATHS = 8
@@ -79,14 +79,19 @@ def draw_convergence(curves: dict[str, Any]) -> Any:
     for axis, along, label in zip(
         axes, ("calls", "milliseconds"), ("gradients", "milliseconds of a problem"), strict=True
     ):
-        for (name, curve), color in zip(curves.items(), (_OURS, _BASELINE), strict=True):
+        for (name, curve), color in zip(curves.items(), (_OURS, _RIVAL, _BASELINE), strict=True):
             gaps = np.maximum(curve["gaps"], _FLOOR)
             low, middle, high = np.quantile(gaps, [0.25, 0.5, 0.75], axis=0)
-            axis.plot(curve[along], middle, color=color, label=name)
-            axis.fill_between(curve[along], low, high, color=color, alpha=0.15, linewidth=0)
-        axis.set(yscale="log", xlabel=label)
+            cost = np.maximum(
+                curve[along], curve[along][1:].min() / 2
+            )  # a logarithm has no place for 0
+            axis.plot(cost, middle, color=color, label=name, marker=".", markersize=4)
+            axis.fill_between(cost, low, high, color=color, alpha=0.15, linewidth=0)
+        axis.set(xscale="log", yscale="log", xlabel=label)
+        for scale in (axis.xaxis, axis.yaxis):
+            scale.set_major_formatter("{x:g}")
     axes[0].set_ylabel("relative gap, median and quartiles")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
     return figure
 
 
