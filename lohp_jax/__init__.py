@@ -1,6 +1,6 @@
 """Generate the weights of neural networks instead of training them, in JAX.
 
-    data -> tasks -> trajectories -> policy -> generation -> evaluation
+    data -> tasks -> trajectories -> policy | diffusion -> generation -> evaluation
                          ^ optimizers
 
 Every stage is a pure function over pytrees that `jax.jit` and `jax.vmap` accept. The names below are
@@ -13,7 +13,14 @@ from lohp_jax.data.folders import folder_images
 from lohp_jax.data.images import ImageSet
 from lohp_jax.data.lane import Drive, read_drive, render_drive
 from lohp_jax.data.volume import read_volume, resample_volume, synthetic_volume
+from lohp_jax.diffusion.config import DiffusionConfig
+from lohp_jax.diffusion.generator import diffusion_generator
+from lohp_jax.diffusion.guidance import GuidanceConfig
+from lohp_jax.diffusion.oracle import OracleConfig
 from lohp_jax.diffusion.refine import refine
+from lohp_jax.diffusion.sampler import Denoiser, sample
+from lohp_jax.diffusion.schedule import Schedule
+from lohp_jax.diffusion.training import train_diffusion
 from lohp_jax.generation import generate, load, policy_generator
 from lohp_jax.optimizers import make_optimizer
 from lohp_jax.optimizers.blends import constant_blend, graft
@@ -151,6 +158,15 @@ __all__ = [
     "Codec",
     "make_codec",
     "standard_scale",
+    # diffusion over solutions
+    "Schedule",
+    "Denoiser",
+    "sample",
+    "DiffusionConfig",
+    "GuidanceConfig",
+    "OracleConfig",
+    "train_diffusion",
+    "diffusion_generator",
     # policy
     "HybridConfig",
     "PRESETS",
