@@ -73,8 +73,8 @@ def hub(
       guard: None, as published: a NaN of either optimizer stays. "finite", our extension: a tensor
         takes the hand-designed update where the learned one is not finite, none where the gradient or
         the hand-designed one is not; the state, of that tensor, of the optimizer that failed starts
-        anew, and a gradient that is not finite reaches both as zero. "trust", "spike" and "online"
-        always have it.
+        anew (behind `optax.masked` or `optax.partition`, every array that is not finite), and a gradient
+        that is not finite reaches both as zero. "trust", "spike" and "online" always have it.
 
     Returns: a transformation whose state is a `HubState`. Masked and None leaves stay out of the
       softmax; leaves without entries pass. Under `jit` all sums are over the whole of a sharded tensor;

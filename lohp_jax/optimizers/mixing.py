@@ -219,12 +219,14 @@ def wide(array: jax.Array) -> jax.Array:
 
 
 def norm_ratios(a: Tensors, b: Tensors, group: Group) -> Scalars:
-    """|a| / |b| by group, 0 where b is 0."""
-    squares = inner(a, a, group), inner(b, b, group)
-    return {
-        name: jnp.where(square > 0.0, jnp.sqrt(squares[0][name]) * jax.lax.rsqrt(square), 0.0)
-        for name, square in squares[1].items()
-    }
+    """|a| / |b| by group, 0 where b is 0, infinite where a square overflows."""
+    squares, ratios = inner(a, a, group), {}
+    for name, square in inner(b, b, group).items():
+        ratio = jnp.sqrt(squares[name]) * jax.lax.rsqrt(square)
+        ratio = jnp.where(square > 0.0, ratio, 0.0)
+        overflow = jnp.isinf(squares[name]) | jnp.isinf(square)
+        ratios[name] = jnp.where(overflow, jnp.inf, ratio)
+    return ratios
 
 
 def name_of(path: Path) -> str:

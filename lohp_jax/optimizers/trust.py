@@ -118,7 +118,8 @@ def hub_trust(
 
     What this guarantees: no step of a tensor is longer than the larger of rho |U_H| and |U_H|, with rho
     in its bounds; what is not finite never reaches the parameters; nothing depends on the scale of the
-    loss. What it does not: it judges one step ahead, so that of two optimizers that descend it may
+    loss while float32 holds the squares of gradients and updates, of entries from about 1e-19 to 1e19
+    (beyond that a gradient is no evidence, and a larger update is replaced by U_H). What it does not: it judges one step ahead, so that of two optimizers that descend it may
     prefer the one that is faster now to the one that is better in the end (with a larger or an annealed
     learning rate); and as all sizes are relative to U_H, a learning rate that is far too small for it
     holds the learned update back, too, and where U_H is zero nothing moves. Costs one more float32
@@ -206,7 +207,9 @@ def trust_mixer(
         trust, further, evidence, overshoot = judge(state, gradients, loss.failed)
         rho = next_ratio(state, trust, further, loss)
         hand, learned = _norm(ours, group), _norm(theirs, group)
-        scale = jnp.minimum(1.0, rho * _quotient(hand, learned))
+        known = jnp.isfinite(hand + learned)  # or a square has overflowed: U_H then
+        trust = jnp.where(known, trust, 0.0)
+        scale = jnp.where(known, jnp.minimum(1.0, rho * _quotient(hand, learned)), 0.0)
         updates, move = {}, {}
         factors = dict(zip(state.ratio, zip(scale, trust, strict=True), strict=True))
         for path, u in ours.items():
@@ -214,12 +217,14 @@ def trust_mixer(
             move[path] = reduced * wide(theirs[path]) - wide(u)
             updates[path] = (wide(u) + share * move[path]).astype(u.dtype)
         shares = dict(zip(state.ratio, 1.0 - trust, strict=True))
+        before = _stack(inner(gradients, move, group))
+        known &= jnp.isfinite(before)  # or the step is no evidence: of size 0
         state = TrustState(
             ratio=dict(zip(state.ratio, rho, strict=True)),
             failures=state.failures + loss.failed,
-            used=_quotient(learned, hand),
-            size=hand + scale * learned,
-            before=_stack(inner(gradients, move, group)),
+            used=jnp.where(known, _quotient(learned, hand), state.used),
+            size=jnp.where(known, hand + scale * learned, 0.0),
+            before=jnp.where(known, before, 0.0),
             evidence=evidence,
             overshoot=overshoot,
             difference={name_of(path): leaf for path, leaf in move.items()},

@@ -290,13 +290,18 @@ def _init_losses() -> LossBuffer:
 
 
 def _update_losses(old: LossBuffer, loss: jax.Array, num_steps: int) -> LossBuffer:
-    """Adds a loss, at most twice the largest running mean in size."""
+    """Adds a loss, at most twice the largest running mean in size.
+
+    The count starts anew with the means: a guard that resets what is not finite leaves integers alone.
+    """
     decays = _horizon_decays(num_steps)
-    correction = 1.0 - decays ** (old.count + 1.0)
-    largest = jnp.where(old.count == 0, loss, jnp.max(old.mean / correction))
+    first = (old.mean[0] == 0.0) & (old.least[0] >= _NEVER)
+    count = jnp.where(first, 0, old.count)
+    correction = 1.0 - decays ** (count + 1.0)
+    largest = jnp.where(first, loss, jnp.max(old.mean / correction))
     loss = jnp.minimum(2.0 * jnp.abs(largest), loss)
     mean = decays * old.mean + (1.0 - decays) * loss
-    return LossBuffer(mean, jnp.minimum(old.least, mean / correction), old.count + 1)
+    return LossBuffer(mean, jnp.minimum(old.least, mean / correction), count + 1)
 
 
 def _loss_features(losses: LossBuffer, num_steps: int) -> jax.Array:

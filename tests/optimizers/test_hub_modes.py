@@ -95,6 +95,26 @@ def test_the_rule_survives_large_gradients(mode):
 
 
 @modes
+def test_squares_that_overflow_leave_an_update_between_both(mode):
+    """Of gradients, or updates, of size 1e20: finite, with all that follows from them."""
+
+    @jax.jit
+    def update(arms, gradients, state):
+        return hub(*map(optax.sgd, arms), mode=mode).update(gradients, state, PARAMS, value=1.0)
+
+    for arms in [(1.0, 2.0), (1e-12, 1.0), (1.0, 1e-12), (1e-24, 1e-22)]:
+        state = hub(*map(optax.sgd, arms), mode=mode).init(PARAMS)
+        for step, size in enumerate([1.0, 1e20, 1e20, 1.0]):
+            gradients = normal(step, scale=size)
+            updates, state = update(arms, gradients, state)
+            for u, g in zip(*map(jax.tree.leaves, (updates, gradients)), strict=True):
+                rates = -np.float64(u) / np.float64(g)
+                least = 0.0 if mode == "trust" else min(arms)
+                assert rates.min() >= 0.99999 * least and rates.max() <= 1.00001 * max(arms)
+        chex.assert_tree_all_finite(state.rules)
+
+
+@modes
 def test_it_stands_in_a_chain_and_behind_a_mask(mode):
     inner = hub(ADAM, FASTER, mode=mode)
     chained, state = run(optax.chain(optax.clip_by_global_norm(1e9), inner))

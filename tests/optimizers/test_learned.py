@@ -346,6 +346,24 @@ def test_the_guard_of_hub_heals_a_learned_optimizer_that_saw_a_loss_of_nan():
     assert finite and np.isfinite(state.learned.losses.mean).all()
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("bare", [False, True], ids=["tree", "one array"])
+def test_after_a_loss_of_nan_the_guard_lets_it_see_losses_again(rule, bare):
+    """The running means, corrected for their start, are those of the losses since."""
+    params = PARAMS["w"] if bare else {"w": PARAMS["w"]}
+    optimizer = hub(optax.sgd(0.1), make(rule), mode="invert", guard="finite")
+    state = optimizer.init(params)
+    update = jax.jit(lambda g, s, value: optimizer.update(g, s, params, value=value)[1])
+    losses = [5.0, 4.0, 5.0, np.nan, 2.0, 2.0, 2.0]
+    for seed, value in enumerate(losses):
+        state = update(gradients(seed, params), state, value)
+    seen = state.learned.losses
+    decays = np.exp(-1.0 / np.logspace(1, np.log10(20), 10))
+    assert seen.count == 3 and state.learned.step == len(losses)
+    np.testing.assert_allclose(seen.mean / (1 - decays**3), 2.0, rtol=1e-5)
+    np.testing.assert_allclose(seen.least, 2.0, rtol=1e-5)
+
+
 # --- weights on disk
 
 
