@@ -1,6 +1,7 @@
 """Errors for arguments that many functions share."""
 
 import difflib
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,4 +29,17 @@ def check_fraction(function: str, name: str, value: Any, *, below_one: bool = Fa
     if not isinstance(value, jax.Array) and not (0 <= value <= 1 and (value < 1 or not below_one)):
         raise ValueError(
             f"{function}: {name} must be in [0, 1{')' if below_one else ']'}, got {value}."
+        )
+
+
+def check_num_steps(function: str, num_steps: Any) -> None:
+    """Raises: ValueError for a number of steps that is not positive and whole, or not static."""
+    if isinstance(num_steps, jax.Array):
+        raise ValueError(
+            f"{function}: num_steps is static, got an array; with optax.inject_hyperparams name it in "
+            "static_args."
+        )
+    if not isinstance(num_steps, numbers.Integral) or num_steps <= 0:
+        raise ValueError(
+            f"{function}: num_steps must be a positive whole number, got {num_steps!r}."
         )

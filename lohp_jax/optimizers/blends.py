@@ -70,7 +70,7 @@ def graft(
 ) -> optax.GradientTransformationExtraArgs:
     """Grafting (Agarwal et al., 2020): U = |U_m| U_d / |U_d|, one's norm and the other's direction.
 
-    Where the direction is zero, so is the update.
+    Where the direction is zero, so is the update; where a norm is beyond float32 it is U_m.
 
     Args:
       magnitude: says how far, e.g. `optax.adam(1e-3)`.
@@ -84,11 +84,11 @@ def graft(
 
     def mix(proposal, state):
         _, ours, theirs, _ = proposal
-        scales = norm_ratios(ours, theirs, group)
-        updates = {
-            path: (scales[group_of(path, group)] * leaf).astype(leaf.dtype) if leaf.size else leaf
-            for path, leaf in theirs.items()
-        }
+        scales, updates = norm_ratios(ours, theirs, group), {}
+        for path, leaf in theirs.items():
+            scale = scales.get(group_of(path, group), jnp.float32(0.0))  # if without entries
+            grafted = (scale * leaf).astype(leaf.dtype)
+            updates[path] = jnp.where(jnp.isinf(scale), ours[path], grafted)
         return Mixed(updates, {}, {}, state)
 
     rule = {"graft": Mixer(lambda params: (), mix)}

@@ -25,7 +25,7 @@ NUM_CHANNELS = (1, 1, 1, 3, 1, 3, 1, 3, 1, 3, 3, 3, 3, 3)
 _LARGEST_GRADIENT = 1000.0
 _FLOOR = 1e-9
 _LARGE, _FEW = 2**16, 8
-_SHORT_LOOP, _LONG_LOOP = 2**8, 2**22
+_LONG_LOOP = 2**12
 
 
 class Accumulators(NamedTuple):
@@ -321,14 +321,15 @@ def _means(arrays: Sequence[jax.Array], axes: tuple[int, ...]) -> list[jax.Array
     """Means of arrays of one shape over `axes`, which are kept, in one loop over them all.
 
     XLA:CPU would form an array of everything that two reductions share. A loop adds up one by one,
-    so it is short; longer than that, float32 sums lose digits.
+    so that it must be short for float32 sums to keep their digits.
     """
-    shape = arrays[0].shape
-    inner = axes
-    while len(inner) > 1 and math.prod(shape[axis] for axis in inner[1:]) >= _SHORT_LOOP:
+    shape, inner = arrays[0].shape, axes
+    while len(inner) > 1 and math.prod(shape[axis] for axis in inner) > _LONG_LOOP:
         inner = inner[1:]
+    outer = axes[: len(axes) - len(inner)]
     if math.prod(shape[axis] for axis in inner) > _LONG_LOOP:
-        return [jnp.mean(x, axes, keepdims=True) for x in arrays]
+        arrays = [_fold(x) for x in arrays]
+        inner, outer = (len(shape),), axes
 
     def add(x, y):
         return tuple(map(operator.add, x, y))
@@ -336,8 +337,16 @@ def _means(arrays: Sequence[jax.Array], axes: tuple[int, ...]) -> list[jax.Array
     zeros = (np.float32(0.0),) * len(arrays)
     sums = jax.lax.reduce(tuple(arrays), zeros, add, inner)
     count = math.prod(shape[axis] for axis in axes)
-    outer = axes[: len(axes) - len(inner)]
     return [jnp.expand_dims(jnp.sum(s, outer) / count, axes) for s in sums]
+
+
+def _fold(array: jax.Array) -> jax.Array:
+    """`[..., n]` -> `[..., m, n / m]` with the fewest m that are short enough, zeros at the end."""
+    *lead, size = array.shape
+    rows = -(-size // _LONG_LOOP)
+    width = -(-size // rows)
+    padded = jnp.pad(array, [(0, 0)] * len(lead) + [(0, rows * width - size)])
+    return padded.reshape(*lead, rows, width)
 
 
 def _small(gradient: jax.Array) -> jax.Array:

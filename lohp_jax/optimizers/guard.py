@@ -50,6 +50,9 @@ def repair(
 ) -> tuple[Tensors, optax.OptState]:
     """Other updates for bad tensors, and a fresh state; also for what all share if not finite.
 
+    What belongs to a tensor is known by the structure of the parameters. In the states of `optax.masked`
+    and `optax.partition`, which have another one, an array starts anew if it is not finite itself.
+
     In a branch of its own: a select over every state would cost as much as an optimizer step, and what
     enters a branch is computed once, where XLA would compute a fused update again for each of its uses.
     """
@@ -61,10 +64,10 @@ def repair(
         return jax.tree.structure(node) == structure
 
     def fresh(node, new):
+        if hasattr(node, "dtype") and not jnp.issubdtype(node.dtype, jnp.inexact):
+            return node  # a count or a key, also where the parameters are one array
         if mirrors_params(node):
             return jax.tree.map(_where, flags, new, node)
-        if not jnp.issubdtype(jnp.result_type(node), jnp.inexact):  # a count, or a key
-            return node
         return _where(~jnp.all(jnp.isfinite(node)), new, node)
 
     def repaired(updates, state):

@@ -19,19 +19,16 @@ from lohp_jax.optimizers.mixing import (
     HubState,
     Mixed,
     Mixer,
-    Path,
     Scalars,
-    Tensors,
     blend,
-    by_path,
     combine,
     group_of,
-    keys,
     mean_by_group,
     mix_optimizers,
 )
 from lohp_jax.optimizers.online import online_mixer
 from lohp_jax.optimizers.spike import spike_mixer
+from lohp_jax.optimizers.trees import Path, Tensors, by_path, keys
 from lohp_jax.optimizers.trust import trust_mixer
 from lohp_jax.types import PyTree
 
@@ -73,8 +70,8 @@ def hub(
       guard: None, as published: a NaN of either optimizer stays. "finite", our extension: a tensor
         takes the hand-designed update where the learned one is not finite, none where the gradient or
         the hand-designed one is not; the state, of that tensor, of the optimizer that failed starts
-        anew, and a gradient that is not finite reaches both as zero. "trust", "spike" and "online"
-        always have it.
+        anew (behind `optax.masked` or `optax.partition`, every array that is not finite), and a gradient
+        that is not finite reaches both as zero. "trust", "spike" and "online" always have it.
 
     Returns: a transformation whose state is a `HubState`. Masked and None leaves stay out of the
       softmax; leaves without entries pass. Under `jit` all sums are over the whole of a sharded tensor;
@@ -82,8 +79,9 @@ def hub(
 
     Raises: ValueError for an unknown mode, group or guard (with the nearest), bounds that are not
       0 <= low <= high <= 1, or bounds for a mode that has none; in `init` the same where they depend on
-      the path, and for parameters that are not floating-point or complex; in `update` for a missing
-      `value` with "trust", and for other tensors than `init` saw.
+      the path, for parameters that are no floating-point or complex arrays, and for two whose keys,
+      joined by slashes, are the same; in `update` for a missing `value` with "trust", and for other
+      tensors than `init` saw.
     """
     check_option("hub", "group", group, get_args(Group))
     mode_of = mode if callable(mode) else lambda path: mode
@@ -150,10 +148,7 @@ def hub_diagnostics(state: optax.OptState) -> dict[str, Any]:
 
 
 def softmax_mixer(
-    *,
-    mode_of: Callable[[Path], Mode] = lambda path: "vanilla",
-    clip_of: Callable[[Path], Bounds | None] = lambda path: None,
-    group: Group = "tensor",
+    *, mode_of: Callable[[Path], Mode], clip_of: Callable[[Path], Bounds | None], group: Group
 ) -> Mixer:
     """The rule of "vanilla" and "invert"; arguments as in `hub_shares`."""
 

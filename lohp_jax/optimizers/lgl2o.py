@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lohp_jax.checks import check_option
-from lohp_jax.optimizers.mixing import check_inexact
+from lohp_jax.checks import check_num_steps, check_option
+from lohp_jax.optimizers.trees import check_params, check_same_params
 from lohp_jax.types import PyTree
 
 Mode = Literal["race", "candidate"]
@@ -26,6 +26,7 @@ class Lgl2oState(NamedTuple):
       step: int32, updates so far.
       follows_learned: bool, who won the last comparison.
       learned_wins: int32, comparisons that the learned optimizer has won.
+      failures: int32, updates, of either optimizer, that were not taken because they were not finite.
     """
 
     hand_designed: optax.OptState
@@ -34,6 +35,7 @@ class Lgl2oState(NamedTuple):
     step: jax.Array
     follows_learned: jax.Array
     learned_wins: jax.Array
+    failures: jax.Array
 
 
 def lgl2o(
@@ -52,6 +54,10 @@ def lgl2o(
     hand-designed optimizer. A loss that is not finite loses, and a tie goes to the hand-designed
     optimizer, so that nothing is ever worse than it by the losses compared.
 
+    An optimizer whose update leads to what is not finite loses, too. It stays where it is, and keeps
+    its state but for counts and keys, so that one bad gradient spoils neither parameters nor states:
+    where both fail, nothing moves.
+
     Args:
       hand_designed: the fallback, any optax transformation.
       learned: the guarded optimizer.
@@ -61,59 +67,72 @@ def lgl2o(
     Returns: a transformation whose `update` needs `value_fn(params) -> loss`, on whatever examples are
       to decide, and in a race `grad_fn(params, i) -> gradient`; both optimizers get them too.
 
-    Raises: ValueError for an unknown mode or a `num_steps` that is not positive; `update` for a missing
-      `params`, `value_fn` or `grad_fn`.
+    Raises: ValueError for an unknown mode or a `num_steps` that is no positive whole number; `init` for
+      parameters that are no floating-point or complex arrays; `update` for a missing `params`,
+      `value_fn` or `grad_fn`, and for other tensors than `init` saw.
     """
     check_option("lgl2o", "mode", mode, get_args(Mode))
-    if not num_steps > 0:
-        raise ValueError(f"lgl2o: num_steps must be positive, got {num_steps}.")
+    check_num_steps("lgl2o", num_steps)
     hand_designed = optax.with_extra_args_support(hand_designed)
     learned = optax.with_extra_args_support(learned)
     racing = mode == "race"
 
     def init(params):
-        check_inexact("lgl2o", params)
+        check_params("lgl2o", params)
         # a copy, so that parameters and state can be donated
         rival = jax.tree.map(jnp.array, params) if racing else ()
         states = hand_designed.init(params), learned.init(params)
-        step, wins = (jnp.zeros((), jnp.int32) for _ in range(2))
-        return Lgl2oState(*states, rival, step, jnp.zeros((), bool), wins)
+        step, wins, failures = (jnp.zeros((), jnp.int32) for _ in range(3))
+        return Lgl2oState(*states, rival, step, jnp.zeros((), bool), wins, failures)
 
     def update(updates, state, params=None, *, value_fn=None, grad_fn=None, **extra):
         _check_given(params=params, value_fn=value_fn, **({"grad_fn": grad_fn} if racing else {}))
+        check_same_params("lgl2o", init, updates, params, state)
         extra |= {"value_fn": value_fn, "grad_fn": grad_fn}
-        ours, hand_state = hand_designed.update(updates, state.hand_designed, params, **extra)
         here = state.rival if racing else params
+        fallback, hand_state, hand_ok = _advance(
+            hand_designed, updates, state.hand_designed, params, extra
+        )
         gradient = grad_fn(here, 1) if racing else updates
-        theirs, learned_state = learned.update(gradient, state.learned, here, **extra)
-        fallback, rival = optax.apply_updates(params, ours), optax.apply_updates(here, theirs)
+        rival, learned_state, learned_ok = _advance(learned, gradient, state.learned, here, extra)
 
         step = state.step + 1
         # a race is judged where it ends, a choice between candidates where it begins to count
         due = (step if racing else state.step) % num_steps == 0
-        won = jax.lax.cond(
-            due, lambda: _better(value_fn(rival), value_fn(fallback)), lambda: jnp.zeros((), bool)
+        better = jax.lax.cond(
+            due,
+            lambda: _better(value_fn(rival), jnp.where(hand_ok, value_fn(fallback), jnp.inf)),
+            lambda: jnp.zeros((), bool),
         )
+        won = learned_ok & better
         follows = jnp.where(due, won, state.follows_learned)
-        taken = due & won if racing else follows
-        chosen = _where(taken, rival, fallback)
-        if racing:
-            rival = _where(due, chosen, rival)
-        wins = state.learned_wins + won
+        # between comparisons a candidate that fails makes way for the other one
+        taken = won if racing else jnp.where(due, won, learned_ok & (follows | ~hand_ok))
+        chosen = optax.tree.where(taken, rival, fallback)
+        kept = optax.tree.where(due, chosen, rival) if racing else ()
         moved = jax.tree.map(lambda new, old: (new - old).astype(old.dtype), chosen, params)
-        kept = rival if racing else ()
-        return moved, Lgl2oState(hand_state, learned_state, kept, step, follows, wins)
+        failures = state.failures + ~hand_ok + ~learned_ok
+        wins = state.learned_wins + won
+        return moved, Lgl2oState(hand_state, learned_state, kept, step, follows, wins, failures)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _advance(optimizer, gradient, state, params, extra):
+    """One step of an optimizer: parameters, state, and whether the step was finite, and so taken."""
+    updates, new_state = optimizer.update(gradient, state, params, **extra)
+    new = optax.apply_updates(params, updates)
+    ok = jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(new)], bool))
+
+    def keep(x, old):
+        return jnp.where(ok, x, old) if jnp.issubdtype(x.dtype, jnp.inexact) else x
+
+    return optax.tree.where(ok, new, params), jax.tree.map(keep, new_state, state), ok
 
 
 def _better(theirs: jax.Array, ours: jax.Array) -> jax.Array:
     """Whether `theirs` is finite, and smaller than `ours` unless that is not finite."""
     return jnp.isfinite(theirs) & ((theirs < ours) | ~jnp.isfinite(ours))
-
-
-def _where(condition: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
 def _check_given(**arguments) -> None:

@@ -5,9 +5,8 @@ state of its own; `mix_optimizers` makes an optax transformation of it.
 """
 
 import functools
-import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -16,12 +15,18 @@ import optax
 
 from lohp_jax.checks import check_option
 from lohp_jax.optimizers.guard import not_finite, repair, replace
+from lohp_jax.optimizers.trees import (
+    Path,
+    Tensors,
+    by_path,
+    check_params,
+    check_same_params,
+    wide,
+)
 from lohp_jax.types import PyTree
 
 Group = Literal["tensor", "module", "global"]
 Guard = Literal["finite"]
-Path = tuple[str, ...]
-Tensors = dict[Path, jax.Array]
 Scalars = dict[str, jax.Array]
 
 
@@ -93,8 +98,8 @@ def mix_optimizers(
       guard: None or "finite", see `hub`.
       name: of the function that was called, for errors.
 
-    Raises: ValueError for an unknown guard; `init` for integer parameters; `update` for tensors that are
-      not those `init` saw.
+    Raises: ValueError for an unknown guard; `init` for parameters that are no floating-point or complex
+      arrays, or have no names of their own; `update` for tensors that are not those `init` saw.
     """
     if guard is not None:
         check_option(name, "guard", guard, get_args(Guard))
@@ -102,8 +107,7 @@ def mix_optimizers(
     learned = optax.with_extra_args_support(learned)
     select = select or (lambda path: next(iter(mixers)))
 
-    def init(params):
-        check_inexact(name, params)
+    def init_parts(params):
         tensors = by_path(params)
         chosen = {path: select(path) for path in tensors}
         rules = {
@@ -112,15 +116,23 @@ def mix_optimizers(
             )
             for rule in dict.fromkeys(chosen.values())
         }
-        proposal = Proposal(tensors, tensors, tensors, jnp.zeros(()))
-        weights = jax.eval_shape(functools.partial(_mix, mixers, chosen), proposal, rules)[1:3]
-        weights = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), weights)
         states = hand_designed.init(params), learned.init(params)
-        rules = jax.tree.map(jnp.array, rules)  # a buffer each, so that a state can be donated
-        return HubState(*states, *weights, jnp.zeros((), jnp.int32), rules)
+        return HubState(*states, {}, {}, jnp.zeros((), jnp.int32), rules)
+
+    def init(params):
+        check_params(name, params)
+        state, tensors = init_parts(params), by_path(params)
+        chosen = {path: select(path) for path in tensors}
+        proposal = Proposal(tensors, tensors, tensors, jnp.zeros(()))
+        mix = functools.partial(_mix, mixers, chosen)
+        weights = jax.eval_shape(mix, proposal, state.rules)[1:3]
+        mean, largest = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), weights)
+        rules = jax.tree.map(jnp.array, state.rules)  # a buffer each, so that it can be donated
+        return state._replace(mean_weight=mean, max_weight=largest, rules=rules)
 
     def update(updates, state, params=None, **extra):
-        _check_same_tensors(name, updates, params, state)
+        parts = state._replace(mean_weight={}, max_weight={})
+        check_same_params(name, init_parts, updates, params, parts)
         structure, gradients = jax.tree.structure(updates), by_path(updates)
         chosen = {path: select(path) for path in gradients}
         guarded = [path for path in chosen if guard or mixers[chosen[path]].guarded]
@@ -137,6 +149,7 @@ def mix_optimizers(
         theirs, learned_state = repaired(learned, theirs, learned_state, failed, ours)
         proposal = Proposal(gradients, ours, theirs, extra.get("value"))
         mixed, *weights, rules = _mix(mixers, chosen, proposal, state.rules)
+        _check_same_groups(name, state.mean_weight.keys(), weights[0].keys())
         still = {path: unusable[path] | broken[path] for path in guarded}
         mixed = replace(mixed, still)
         events = sum((still[path] | failed[path]).astype(jnp.int32) for path in guarded)
@@ -164,17 +177,15 @@ def _mix(
     return updates, mean, largest, rules
 
 
-# --- tensors by path, scalars by group
+def _check_same_groups(name: str, old: Set[str], new: Set[str]) -> None:
+    if old != new:
+        raise ValueError(
+            f"{name}: the parameters have changed since init saw them (new: {sorted(new - old)}, gone: "
+            f"{sorted(old - new)}); call init again."
+        )
 
 
-def by_path(tree: PyTree) -> Tensors:
-    """Leaves by their keys as strings; None and masked leaves are none."""
-    return {keys(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-
-
-def keys(path: tuple) -> Path:
-    """The keys of a path of `jax.tree_util` as strings."""
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+# --- scalars by group
 
 
 def group_of(path: Path, group: Group) -> str:
@@ -213,67 +224,17 @@ def inner(a: Tensors, b: Tensors, group: Group) -> Scalars:
     return combine(sums, group)
 
 
-def wide(array: jax.Array) -> jax.Array:
-    """At least float32."""
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
-
-
 def norm_ratios(a: Tensors, b: Tensors, group: Group) -> Scalars:
-    """|a| / |b| by group, 0 where b is 0."""
-    squares = inner(a, a, group), inner(b, b, group)
-    return {
-        name: jnp.where(square > 0.0, jnp.sqrt(squares[0][name]) * jax.lax.rsqrt(square), 0.0)
-        for name, square in squares[1].items()
-    }
-
-
-def name_of(path: Path) -> str:
-    """One string for a path, as states use it for keys."""
-    return "/".join(path)
+    """|a| / |b| by group, 0 where b is 0, infinite where a square overflows."""
+    squares, ratios = inner(a, a, group), {}
+    for name, square in inner(b, b, group).items():
+        ratio = jnp.sqrt(squares[name]) * jax.lax.rsqrt(square)
+        ratio = jnp.where(square > 0.0, ratio, 0.0)
+        overflow = jnp.isinf(squares[name]) | jnp.isinf(square)
+        ratios[name] = jnp.where(overflow, jnp.inf, ratio)
+    return ratios
 
 
 def blend(share: jax.Array, ours: jax.Array, theirs: jax.Array) -> jax.Array:
     """The share of one update and the rest of the other, in the type of the update."""
     return (share * ours + (1.0 - share) * theirs).astype(ours.dtype)
-
-
-# --- checks
-
-
-def check_inexact(function: str, params: PyTree) -> None:
-    """Raises: ValueError for parameters that cannot be moved by a fraction, with the first one."""
-    for path, leaf in by_path(params).items():
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-            raise ValueError(
-                f"{function}: expected floating-point or complex parameters, got "
-                f"{jnp.result_type(leaf)} at {name_of(path) or 'the root'}; leave it out with "
-                "optax.masked."
-            )
-
-
-def _check_same_tensors(name: str, updates: PyTree, params: PyTree, state: HubState) -> None:
-    """Gradients must fit the parameters, and both must fit the groups that `init` saw."""
-    shapes = {path: jnp.shape(leaf) for path, leaf in by_path(updates).items()}
-    if params is not None:
-        expected = {path: jnp.shape(leaf) for path, leaf in by_path(params).items()}
-        for path in sorted(expected.keys() | shapes.keys()):
-            if expected.get(path) != shapes.get(path):
-                raise ValueError(
-                    f"{name}: the gradient at {name_of(path) or 'the root'} has shape "
-                    f"{shapes.get(path)}, its parameter {expected.get(path)}; expected one gradient "
-                    "for every parameter, of the same shape."
-                )
-    groups = {
-        path: {group_of(path, group) for group in get_args(Group)}
-        for path, shape in shapes.items()
-        if math.prod(shape)
-    }
-    seen = set().union(*groups.values())
-    known = {weight.partition(" (")[0] for weight in state.mean_weight}.union(state.mean_weight)
-    new = [path for path, names in groups.items() if not names & known]
-    gone = [name for name in known if " (" not in name and name not in seen]
-    if known and (new or gone):
-        raise ValueError(
-            f"{name}: the parameters have changed since init saw them (new: "
-            f"{sorted(map(name_of, new))}, gone: {sorted(gone)}); call init again."
-        )

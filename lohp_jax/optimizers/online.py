@@ -2,23 +2,22 @@
 
 from typing import NamedTuple, get_args
 
+import jax
 import jax.numpy as jnp
 import optax
 
-from lohp_jax.checks import check_fraction, check_option, check_positive
+from lohp_jax.checks import check_option, check_positive
 from lohp_jax.optimizers.mixing import (
     Group,
     Mixed,
     Mixer,
     Scalars,
-    Tensors,
     blend,
     group_of,
     inner,
     mix_optimizers,
-    name_of,
-    wide,
 )
+from lohp_jax.optimizers.trees import Tensors, name_of, wide
 
 
 class OnlineState(NamedTuple):
@@ -82,7 +81,8 @@ def online_mixer(
         raise ValueError(
             f"hub_online: bounds must be (low, high), 0 <= low <= high <= 1, got {bounds}."
         )
-    check_fraction("hub_online", "alpha", alpha)
+    if not isinstance(alpha, jax.Array) and not low <= alpha <= high:
+        raise ValueError(f"hub_online: alpha must be in bounds {bounds}, got {alpha}.")
     check_positive("hub_online", "rate", rate)
 
     def init(params):

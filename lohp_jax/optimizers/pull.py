@@ -13,7 +13,14 @@ import jax.numpy as jnp
 import optax
 
 from lohp_jax.checks import check_fraction
-from lohp_jax.optimizers.mixing import Path, by_path, keys, name_of
+from lohp_jax.optimizers.trees import (
+    Path,
+    by_path,
+    check_params,
+    check_same_params,
+    keys,
+    name_of,
+)
 from lohp_jax.types import PyTree
 
 
@@ -42,9 +49,10 @@ def decay(
       rate: in [0, 1], the share of a parameter that goes in a step, or a schedule of it.
       where: which tensors, by path.
 
-    Raises: ValueError for a rate out of range; `update` for missing parameters.
+    Raises: ValueError for a rate out of range; `init` for parameters that are no floating-point or
+      complex arrays; `update` for missing parameters, and for others than `init` saw.
     """
-    return _pull("decay", rate, where, lambda params: {})
+    return _pull("decay", rate, where, anchored=False)
 
 
 def anchor(
@@ -59,32 +67,35 @@ def anchor(
       rate: in [0, 1], the share of the way back that a step goes, or a schedule of it.
       where: which tensors, by path.
 
-    Raises: ValueError for a rate out of range; `update` for missing parameters.
+    Raises: ValueError for a rate out of range; `init` for parameters that are no floating-point or
+      complex arrays; `update` for missing parameters, and for others than `init` saw.
     """
-
-    def origin(params):
-        return {name_of(path): jnp.array(p) for path, p in by_path(params).items() if where(path)}
-
-    return _pull("anchor", rate, where, origin)
+    return _pull("anchor", rate, where, anchored=True)
 
 
-def _pull(name: str, rate, where: Callable, origin: Callable) -> optax.GradientTransformation:
+def _pull(name: str, rate, where: Callable, *, anchored: bool) -> optax.GradientTransformation:
+    """Adds rate * (p_0 - p), with p_0 = 0 unless anchored."""
     if not callable(rate):
         check_fraction(name, "rate", rate)
 
     def init(params: PyTree) -> AnchorState:
-        return AnchorState(jnp.zeros((), jnp.int32), origin(params))
+        held = jax.tree.map_with_path(lambda path, p: p if where(keys(path)) else None, params)
+        check_params(name, held)
+        origin = {name_of(path): jnp.array(p) for path, p in by_path(held).items() if anchored}
+        return AnchorState(jnp.zeros((), jnp.int32), origin)
 
     def update(updates, state, params=None):
         if params is None:
             raise ValueError(f"{name}: update needs the parameters, got None.")
+        check_same_params(name, init, updates, params, state)
         share = rate(state.step) if callable(rate) else rate
 
         def pulled(path, u, p):
             path = keys(path)
             if not where(path):
                 return u
-            return (u + share * (state.origin.get(name_of(path), 0.0) - p)).astype(u.dtype)
+            origin = state.origin[name_of(path)] if anchored else 0.0
+            return (u + share * (origin - p)).astype(u.dtype)
 
         pulled = jax.tree.map_with_path(pulled, updates, params)
         return pulled, AnchorState(optax.safe_increment(state.step), state.origin)

@@ -1,7 +1,8 @@
 """What to do when a learned optimizer diverges: the baselines of the HUB paper's appendix A.2.
 
-Both remember a place where all was well and go back to it when the loss, the gradient or the update is
-not finite: `increase_steps` to the last one, with a longer horizon, `min_loss_reinit` to the best one.
+Both remember a place where all was well and go back to it when the loss, the gradient, the update or
+what it makes of the parameters is not finite: `increase_steps` to the last one, with a longer horizon,
+`min_loss_reinit` to the best one.
 """
 
 import functools
@@ -12,7 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lohp_jax.optimizers.trees import check_params, check_same_params
 from lohp_jax.types import PyTree
+
+_MOST_UPDATES = 3  # on the way back
 
 
 class ReinitState(NamedTuple):
@@ -23,7 +27,7 @@ class ReinitState(NamedTuple):
       kept: parameters and state of the learned optimizer to go back to.
       kept_loss: the loss there.
       restarts: int32, how often it went back.
-      returning: bool, whether the last update went back.
+      returning: int32, how many more updates may go back, if the last one did; 0 otherwise.
     """
 
     learned: optax.OptState
@@ -57,7 +61,8 @@ def increase_steps(
 
     Returns: a transformation whose `update` needs the parameters and `value`, the loss there.
 
-    Raises: ValueError for a factor below 2 or a negative `max_restarts`; `update` for what is missing.
+    Raises: ValueError for a factor below 2 or a negative `max_restarts`; `init` for parameters that are
+      no floating-point or complex arrays; `update` for what is missing, and for other tensors.
     """
     if factor < 2 or max_restarts < 0:
         raise ValueError(
@@ -89,7 +94,8 @@ def min_loss_reinit(
     Returns: a transformation whose `update` needs the parameters and `value`, the loss there. On
       mini-batches the least loss is that of the luckiest one.
 
-    Raises: ValueError in `update` for what is missing.
+    Raises: ValueError in `init` for parameters that are no floating-point or complex arrays; in `update`
+      for what is missing, and for other tensors.
     """
     learned = optax.with_extra_args_support(learned)
 
@@ -106,42 +112,42 @@ def _returning(
     """Keeps the best or the last finite place, and goes back to it on divergence."""
 
     def init(params):
-        here = jax.tree.map(
-            jnp.array, params
-        )  # a copy, so that state and parameters can be donated
+        check_params(name, params)
+        # a copy, so that state and parameters can be donated
+        here = jax.tree.map(jnp.array, params)
         kept = here, () if best else init_learned(params)
-        no = jnp.zeros((), bool)
-        return ReinitState(init_learned(params), kept, jnp.float32(jnp.inf), jnp.int32(no), no)
+        restarts, returning = (jnp.zeros((), jnp.int32) for _ in range(2))
+        learned = init_learned(params)
+        return ReinitState(learned, kept, jnp.full((), jnp.inf, jnp.float32), restarts, returning)
 
     def update(updates, state, params=None, *, value=None, **extra):
         if params is None or value is None:
             missing = "the parameters" if params is None else "value=loss"
             raise ValueError(f"{name}: update needs {missing}, got None.")
+        check_same_params(name, init, updates, params, state)
         there, there_state = state.kept
         moved, learned_state = advance(
             updates, state.learned, params, state.restarts, value=value, **extra
         )
-        # next to a huge p, p + (p_0 - p) is not yet p_0 in floating point: go on until it is
-        under_way = state.returning & ~_close(params, there)
-        diverged = ~_finite((updates, moved, value))
+        # next to a huge p, p + (p_0 - p) is not yet p_0 in floating point: go on, unless what stands
+        # behind this keeps it from ever arriving
+        under_way = (state.returning > 0) & ~_close(params, there)
+        diverged = ~_finite((updates, optax.apply_updates(params, moved), value))
         back = under_way | diverged
         restarted = init_learned(there) if best else there_state
-        learned_state = _where(back, restarted, learned_state)
+        learned_state = optax.tree.where(back, restarted, learned_state)
         value = jnp.float32(value)
         keep = ~back & ((value < state.kept_loss) | (not best))
-        kept = _where(keep, (params, () if best else state.learned), state.kept)
+        kept = optax.tree.where(keep, (params, () if best else state.learned), state.kept)
         kept_loss = jnp.where(keep, value, state.kept_loss)
         home = jax.tree.map(lambda q, p: (q - p).astype(p.dtype), there, params)
-        restarts = state.restarts + (diverged & ~under_way)
-        return _where(back, home, moved), ReinitState(
-            learned_state, kept, kept_loss, restarts, back
-        )
+        starts = diverged & ~under_way
+        returning = jnp.where(starts, _MOST_UPDATES, jnp.where(under_way, state.returning - 1, 0))
+        updates = optax.tree.where(back, home, moved)
+        restarts = state.restarts + starts
+        return updates, ReinitState(learned_state, kept, kept_loss, restarts, returning)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _where(condition: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
 def _finite(tree: PyTree) -> jax.Array:

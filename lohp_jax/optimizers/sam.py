@@ -2,8 +2,12 @@
 
 import functools
 
+import jax
 import optax
 import optax.contrib
+
+from lohp_jax.checks import check_positive
+from lohp_jax.optimizers.trees import check_params, check_same_params, wide
 
 _EPSILON = 1e-12  # a zero gradient climbs nowhere, instead of to NaN
 
@@ -25,11 +29,12 @@ def sam(
     Returns: a transformation whose `update` needs `grad_fn(params, i) -> gradient` among its extra
       arguments (the same batch for every `i`).
 
-    Raises: ValueError if `rho` is not positive or `update` gets no `grad_fn`.
+    Raises: ValueError if `rho` is not positive; in `init` for parameters that are no floating-point or
+      complex arrays; in `update` without `grad_fn`, and for other tensors than `init` saw.
     """
-    if not rho > 0:
-        raise ValueError(f"sam: rho must be positive, got {rho}.")
-    ascent = optax.chain(optax.normalize_by_update_norm(eps=_EPSILON), optax.sgd(rho))
+    check_positive("sam", "rho", rho)
+    widen = optax.stateless(lambda gradient, _: jax.tree.map(wide, gradient))
+    ascent = optax.chain(widen, optax.normalize_by_update_norm(eps=_EPSILON), optax.sgd(rho))
     inner = optax.with_extra_args_support(inner)
 
     def around(descend):  # `optax.contrib.sam` would pass no extra arguments on
@@ -37,10 +42,15 @@ def sam(
             optax.GradientTransformation(inner.init, descend), ascent, opaque_mode=True
         )
 
+    def init(params):
+        check_params("sam", params)
+        return around(inner.update).init(params)
+
     def update(updates, state, params=None, *, grad_fn=None, **extra):
         if grad_fn is None:
             raise ValueError("sam: update needs grad_fn=(params, i) -> gradient, got none.")
+        check_same_params("sam", init, updates, params, state)
         descend = functools.partial(inner.update, grad_fn=grad_fn, **extra)
         return around(descend).update(updates, state, params, grad_fn=grad_fn)
 
-    return optax.GradientTransformationExtraArgs(around(inner.update).init, update)
+    return optax.GradientTransformationExtraArgs(init, update)

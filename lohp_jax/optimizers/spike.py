@@ -11,13 +11,14 @@ from lohp_jax.optimizers.mixing import (
     Group,
     Mixed,
     Mixer,
-    Tensors,
     blend,
     combine,
     mean_by_group,
     mix_optimizers,
-    name_of,
 )
+from lohp_jax.optimizers.trees import Tensors, name_of
+
+_LARGEST = 1e18  # of |g|: its square is still a float32
 
 
 class SpikeState(NamedTuple):
@@ -47,8 +48,9 @@ def hub_spike(
     compared with its own past through Adam's second moment v_i, the bias-corrected running mean of g_i^2
     with this step's included. A steady gradient has r = 1 and a share of 1 / (1 + c^p), a tenth by
     default; one that rises c-fold above its past gets half, and the largest possible r is
-    1 / sqrt(1 - decay). The shares depend neither on the scale of the loss nor on the number of
-    entries. Costs one more array like the parameters.
+    1 / sqrt(1 - decay). The shares depend neither on the number of entries nor on the scale of the loss,
+    while |g| lies between about 1e-18 and 1e18, where float32 holds its square. Costs one more array
+    like the parameters.
 
     Args:
       hand_designed: any optax transformation; takes the share s_i.
@@ -87,7 +89,7 @@ def spike_mixer(
         step = optax.safe_increment(state.step)
         moments, updates, sums, largest = {}, {}, {}, {}
         for path, gradient in proposal.gradients.items():
-            square = jnp.square(jnp.abs(gradient).astype(jnp.float32))
+            square = jnp.square(jnp.minimum(jnp.abs(gradient).astype(jnp.float32), _LARGEST))
             old = state.second_moment[name_of(path)]
             moments[name_of(path)] = moment = decay * old + (1.0 - decay) * square
             past = moment / (1.0 - decay**step)

@@ -13,13 +13,11 @@ from lohp_jax.optimizers.mixing import (
     Mixed,
     Mixer,
     Scalars,
-    Tensors,
     group_of,
     inner,
     mix_optimizers,
-    name_of,
-    wide,
 )
+from lohp_jax.optimizers.trees import Tensors, name_of, wide
 
 _MEMORY = 0.95  # of running sums: about twenty steps
 _LOSS_MEMORY = 0.9
@@ -118,16 +116,17 @@ def hub_trust(
 
     What this guarantees: no step of a tensor is longer than the larger of rho |U_H| and |U_H|, with rho
     in its bounds; what is not finite never reaches the parameters; nothing depends on the scale of the
-    loss. What it does not: it judges one step ahead, so that of two optimizers that descend it may
-    prefer the one that is faster now to the one that is better in the end (with a larger or an annealed
-    learning rate); and as all sizes are relative to U_H, a learning rate that is far too small for it
-    holds the learned update back, too, and where U_H is zero nothing moves. Costs one more float32
-    array like the parameters.
+    loss while float32 holds the squares of gradients and updates, of entries from about 1e-19 to 1e19
+    (beyond that a gradient is no evidence, and U_H stands in for a larger update). What it does not: it
+    judges one step ahead, so that of two optimizers that descend it may prefer the one that is faster
+    now to the one that is better in the end (with a larger or an annealed learning rate); and as all
+    sizes are relative to U_H, a learning rate that is far too small for it holds the learned update
+    back, too, and where U_H is zero nothing moves. Costs one more float32 array like the parameters.
 
     Args:
       hand_designed: any optax transformation; sets the scale of the steps.
       learned: the same.
-      ratio: rho at the start.
+      ratio: rho at the start, in `bounds`.
       bounds: (low, high) of rho, 0 < low <= high.
       grow: factor of rho on success, >= 1.
       shrink: factor of rho on failure, in (0, 1].
@@ -165,7 +164,7 @@ def trust_mixer(
     group: Group = "tensor",
 ) -> Mixer:
     """The rule of `hub_trust`."""
-    _check(ratio, bounds, grow, shrink, optimism, group)
+    _check(ratio, bounds, grow, shrink, caution, optimism, group)
 
     def init(params):
         names = sorted({group_of(path, group) for path, p in params.items() if p.size})
@@ -206,7 +205,9 @@ def trust_mixer(
         trust, further, evidence, overshoot = judge(state, gradients, loss.failed)
         rho = next_ratio(state, trust, further, loss)
         hand, learned = _norm(ours, group), _norm(theirs, group)
-        scale = jnp.minimum(1.0, rho * _quotient(hand, learned))
+        known = jnp.isfinite(hand + learned)  # or a square has overflowed: U_H then
+        trust = jnp.where(known, trust, 0.0)
+        scale = jnp.where(known, jnp.minimum(1.0, rho * _quotient(hand, learned)), 0.0)
         updates, move = {}, {}
         factors = dict(zip(state.ratio, zip(scale, trust, strict=True), strict=True))
         for path, u in ours.items():
@@ -214,12 +215,14 @@ def trust_mixer(
             move[path] = reduced * wide(theirs[path]) - wide(u)
             updates[path] = (wide(u) + share * move[path]).astype(u.dtype)
         shares = dict(zip(state.ratio, 1.0 - trust, strict=True))
+        before = _stack(inner(gradients, move, group))
+        known &= jnp.isfinite(before)  # or the step is no evidence: of size 0
         state = TrustState(
             ratio=dict(zip(state.ratio, rho, strict=True)),
             failures=state.failures + loss.failed,
-            used=_quotient(learned, hand),
-            size=hand + scale * learned,
-            before=_stack(inner(gradients, move, group)),
+            used=jnp.where(known, _quotient(learned, hand), state.used),
+            size=jnp.where(known, hand + scale * learned, 0.0),
+            before=jnp.where(known, before, 0.0),
             evidence=evidence,
             overshoot=overshoot,
             difference={name_of(path): leaf for path, leaf in move.items()},
@@ -275,7 +278,7 @@ def _stack(scalars: Scalars) -> jax.Array:
     return jnp.stack(list(scalars.values())) if scalars else jnp.zeros(0, jnp.float32)
 
 
-def _check(ratio, bounds, grow, shrink, optimism, group) -> None:
+def _check(ratio, bounds, grow, shrink, caution, optimism, group) -> None:
     check_option("hub_trust", "group", group, get_args(Group))
     check_positive("hub_trust", "ratio", ratio)
     check_positive("hub_trust", "shrink", shrink)
@@ -284,5 +287,9 @@ def _check(ratio, bounds, grow, shrink, optimism, group) -> None:
     low, high = bounds
     if not 0 < low <= high < math.inf:
         raise ValueError(f"hub_trust: bounds must be (low, high), 0 < low <= high, got {bounds}.")
+    if not isinstance(ratio, jax.Array) and not low <= ratio <= high:
+        raise ValueError(f"hub_trust: ratio must be in bounds {bounds}, got {ratio}.")
+    if not isinstance(caution, jax.Array) and not math.isfinite(caution):
+        raise ValueError(f"hub_trust: caution must be finite, got {caution}.")
     if not isinstance(grow, jax.Array) and not grow >= 1:
         raise ValueError(f"hub_trust: grow must be at least 1, got {grow}.")

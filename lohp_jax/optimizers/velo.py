@@ -4,7 +4,6 @@ VeLO: Metz et al., 2022 (arXiv 2211.09760). Celo and Celo-Adam differ in what th
 and in what it controls. All three work on gradients and the training loss alone.
 """
 
-import numbers
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lohp_jax.checks import check_num_steps
 from lohp_jax.optimizers.features import (
     Accumulators,
     check_like,
@@ -130,7 +130,7 @@ def celo_adam(theta: Params, num_steps: int) -> optax.GradientTransformationExtr
     Args and errors are those of `velo`.
     """
     check_theta(theta, "celo_adam")
-    _check_num_steps("celo_adam", num_steps)
+    check_num_steps("celo_adam", num_steps)
     network = _fold(theta["rnn_params"])
     adam = optax.scale_by_adam(eps=1e-8, eps_root=1e-10)
 
@@ -144,6 +144,8 @@ def celo_adam(theta: Params, num_steps: int) -> optax.GradientTransformationExtr
     def update(updates, state, params=None, *, value=None, **_):
         value = _check_value("celo_adam", value)
         check_like("celo_adam", state.adam.mu, gradients=updates)
+        if not jax.tree.leaves(updates):
+            return updates, state
         clipped = jax.tree.map(lambda g: clip_gradient(jnp.float32(g)), updates)
         losses = _update_losses(state.losses, value, num_steps)
         common = _fraction_left(state.step, num_steps), _loss_features(losses, num_steps)
@@ -168,7 +170,7 @@ def _recurrent(
     will see in the next step.
     """
     check_theta(theta, rule)
-    _check_num_steps(rule, num_steps)
+    check_num_steps(rule, num_steps)
     network, banks = _fold(theta["rnn_params"]), theta["ff_mod_stack"]["~"]
 
     def init(params):
@@ -176,14 +178,15 @@ def _recurrent(
         hidden, cell = _start(theta, params)
         step = jnp.zeros((), jnp.int32)
         accumulators = init_tensors(params)
-        summary = jax.tree.map(
-            lambda *rows: jnp.stack(rows), *map(summarise, split_tensors(accumulators))
-        )
+        rows = [summarise(tensor) for tensor in split_tensors(accumulators)]
+        summary = jax.tree.map(lambda *rows: jnp.stack(rows), *rows) if rows else ()
         return VeloState(step, accumulators, summary, _init_losses(), hidden, cell)
 
     def update(updates, state, params=None, *, value=None, **_):
         value = _check_value(rule, value)
         check_like(rule, state.accumulators.rms, gradients=updates, parameters=params)
+        if not jax.tree.leaves(updates):
+            return updates, state
         leaves, structure = jax.tree.flatten(params)
         flat = [jnp.atleast_1d(jnp.float32(p)) for p in leaves]
         gradients = [jnp.atleast_1d(jnp.float32(g)) for g in jax.tree.leaves(updates)]
@@ -290,13 +293,18 @@ def _init_losses() -> LossBuffer:
 
 
 def _update_losses(old: LossBuffer, loss: jax.Array, num_steps: int) -> LossBuffer:
-    """Adds a loss, at most twice the largest running mean in size."""
+    """Adds a loss, at most twice the largest running mean in size.
+
+    The count starts anew with the means: a guard that resets what is not finite leaves integers alone.
+    """
     decays = _horizon_decays(num_steps)
-    correction = 1.0 - decays ** (old.count + 1.0)
-    largest = jnp.where(old.count == 0, loss, jnp.max(old.mean / correction))
+    first = (old.mean[0] == 0.0) & (old.least[0] >= _NEVER)
+    count = jnp.where(first, 0, old.count)
+    correction = 1.0 - decays ** (count + 1.0)
+    largest = jnp.where(first, loss, jnp.max(old.mean / correction))
     loss = jnp.minimum(2.0 * jnp.abs(largest), loss)
     mean = decays * old.mean + (1.0 - decays) * loss
-    return LossBuffer(mean, jnp.minimum(old.least, mean / correction), old.count + 1)
+    return LossBuffer(mean, jnp.minimum(old.least, mean / correction), count + 1)
 
 
 def _loss_features(losses: LossBuffer, num_steps: int) -> jax.Array:
@@ -326,17 +334,12 @@ def _describe_tensors(summary: jax.Array, power: jax.Array, shapes: list[tuple])
     ranks = np.array([sum(n > 1 for n in shape) for shape in shapes])
     # about the mean of the momentum, not of rms: a slip that the published weights were trained with
     rms_spread = variance[:, 3:] + (mean[:, 3:] - mean[:, :3]) ** 2
-    rank = jax.nn.one_hot(ranks, _MOST_RANKS)
+    rank = jax.nn.one_hot(ranks, _MOST_RANKS, dtype=jnp.float32)
     return [_squash(mean[:, 3:]), rank, _squash(variance[:, :3]), _squash(rms_spread)]
 
 
 def _squash(x: jax.Array) -> jax.Array:
     return 0.5 * jnp.clip(jnp.log(1e-8 + jnp.abs(10.0 * x)), -5.0, 5.0)
-
-
-def _check_num_steps(rule: str, num_steps: int) -> None:
-    if not isinstance(num_steps, numbers.Integral) or num_steps <= 0:
-        raise ValueError(f"{rule}: num_steps must be a positive whole number, got {num_steps!r}.")
 
 
 def _check_value(rule: str, value) -> jax.Array:

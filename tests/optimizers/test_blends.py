@@ -80,6 +80,13 @@ def test_a_graft_of_large_half_precision_updates_does_not_overflow(dtype):
     np.testing.assert_allclose(np.float32(updates["w"]), [-1, 1, -1, 1], rtol=1e-2)
 
 
+@pytest.mark.parametrize("rates", [(1e-30, 1.0), (1.0, 1e-30), (1.0, 2.0)])
+def test_a_graft_of_norms_beyond_float32_is_the_update_of_the_one_that_says_how_far(rates):
+    gradients = normal(scale=1e20)
+    updates, _ = once(graft(*map(optax.sgd, rates)), gradients)
+    np.testing.assert_allclose(flat(updates), -rates[0] * flat(gradients), rtol=1e-5)
+
+
 def test_the_weight_of_a_blend_can_be_injected():
     injected = optax.inject_hyperparams(constant_blend)(
         hand_designed=optax.sgd(0.1), learned=optax.sgd(3.0), weight=lambda step: 1.0 / (1.0 + step)

@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lohp_jax.optimizers.guard import not_finite
+from lohp_jax.optimizers.hub import hub
 
 LARGEST = float(np.finfo(np.float32).max)
 CASES = {
@@ -47,3 +49,15 @@ def test_a_sum_of_half_precision_does_not_overflow():
 
 def test_nothing_guarded_is_nothing_flagged():
     assert not_finite({"w": jnp.array([jnp.nan])}, []) == {}
+
+
+@pytest.mark.parametrize("wrap", [lambda inner, _: inner, optax.masked], ids=["plain", "masked"])
+def test_a_masked_state_starts_anew_where_it_is_not_finite(wrap):
+    """And a plain one in all of the tensor that failed; neither in the others."""
+    params = {"a": jnp.ones(2), "b": jnp.ones(2), "c": jnp.ones(2)}
+    adam = wrap(optax.adam(0.1), {"a": True, "b": True, "c": False})
+    learned = optax.chain(adam, optax.stateless(lambda u, _: u | {"a": u["a"] * jnp.nan}))
+    optimizer = hub(optax.sgd(0.1), learned, guard="finite")
+    _, state = optimizer.update(params, optimizer.init(params), params)
+    moments = optax.tree.get(state.learned, "mu")
+    assert np.all(moments["b"] > 0) and np.all(moments["a"] > 0) == (wrap is optax.masked)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lohp_jax.optimizers.hub import HubState, block_wise, hand_shares, hub, hub_diagnostics
+from lohp_jax.tasks.oscillating import oscillation
 
 eager_and_jit = pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
 PARAMS = {
@@ -74,6 +75,20 @@ def test_the_mean_share_is_one_over_the_number_of_entries(scale):
     shares = hand_shares(normal(scale=scale))
     for share in jax.tree.leaves(shares):
         np.testing.assert_allclose(np.sum(share), 1.0, rtol=1e-5)
+
+
+def test_small_gradients_give_a_constant_blend():
+    for share in jax.tree.leaves(hand_shares(normal(scale=1e-6))):
+        np.testing.assert_allclose(share, 1 / share.size, rtol=1e-4)
+
+
+@pytest.mark.parametrize("count", [100, 10_000])
+@pytest.mark.parametrize("beyond, share", [(-4.0, 0.018), (0.0, 0.5), (4.0, 0.982)])
+def test_an_entry_wins_where_it_stands_out_by_more_than_log_k(count, beyond, share):
+    """Of one with the others at 0: s = e^g / (e^g + K - 1)."""
+    gradient = np.zeros(count, np.float32)
+    gradient[3] = np.log(count - 1) + beyond
+    np.testing.assert_allclose(hand_shares(gradient)[3], share, rtol=2e-3)
 
 
 def test_equal_gradients_share_evenly_and_a_dominant_one_takes_all():
@@ -141,14 +156,10 @@ def test_shares_of_any_gradient(values, low):
 
 def test_the_test_function_of_the_paper_gives_the_gate_nothing_to_choose_from():
     """Eq. 6 depends on the sum of |x_i| alone: all |g_i| are equal. Not so in its separable form."""
-
-    def f(s, slope=0.05):
-        return slope * s**2 + s * jnp.sin(1.0 / s) + s
-
     x = normal(3, like=np.zeros(50, np.float32))
-    of_norm = jax.grad(lambda x: f(jnp.sum(jnp.abs(x))))(x)
+    of_norm = jax.grad(lambda x: oscillation(jnp.sum(jnp.abs(x))))(x)
     np.testing.assert_allclose(hand_shares(of_norm), 1 / 50, rtol=1e-5)
-    separable = jax.grad(lambda x: jnp.sum(f(jnp.abs(x))))(x)
+    separable = jax.grad(lambda x: jnp.sum(oscillation(jnp.abs(x))))(x)
     assert np.max(hand_shares(separable)) > 3 / 50
 
 
@@ -393,6 +404,13 @@ def test_where_neither_is_finite_nothing_moves():
 def test_bad_options_are_refused_at_once(options, message):
     with pytest.raises(ValueError, match=f"hub: .*{message}"):
         hub(optax.sgd(0.1), optax.sgd(1.0), **options)
+
+
+def test_bounds_of_a_path_are_checked_too():
+    clip = lambda path: (0.5, 0.2) if path[0] == "head" else None  # noqa: E731
+    optimizer = hub(optax.sgd(0.1), optax.sgd(1.0), clip=clip)
+    with pytest.raises(ValueError, match=r"0 <= low <= high <= 1, got \(0.5, 0.2\)"):
+        optimizer.init(PARAMS)
 
 
 def test_a_mode_of_a_path_is_checked_too():

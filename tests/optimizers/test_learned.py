@@ -21,7 +21,6 @@ needs_oracles = pytest.mark.skipif(
     not ORACLES.exists(), reason=f"the reference numbers are not here ({ORACLES})"
 )
 RULES = {"velo": velo, "celo": celo, "celo_adam": celo_adam}
-SIZES = {"velo": (6, 3), "celo": (5, 1), "celo_adam": (5, 1), "celo2": (1, 1)}
 PARAMS = {
     "w": np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3),
     "b": np.zeros(3, np.float32),
@@ -33,18 +32,15 @@ def is_shape(node):
     return isinstance(node, tuple)
 
 
-def random_theta(rule, seed=0):
-    hidden, bank = SIZES[rule]
-    rng = np.random.default_rng(seed)
-    shapes = expected_shapes(rule, hidden=hidden, bank=bank)
-    return jax.tree.map(
-        lambda shape: np.float32(rng.normal(0, 0.3, shape)), shapes, is_leaf=is_shape
-    )
+@pytest.fixture
+def make(random_theta):
+    """Makes a rule with weights of random numbers."""
 
+    def make(rule):
+        theta = random_theta(rule)
+        return scale_by_celo2(theta) if rule == "celo2" else RULES[rule](theta, 20)
 
-def make(rule, theta=None, **options):
-    theta = random_theta(rule) if theta is None else theta
-    return scale_by_celo2(theta) if rule == "celo2" else RULES[rule](theta, 20)
+    return make
 
 
 def gradients(seed=0, like=PARAMS):
@@ -179,7 +175,7 @@ def test_real_celo_weights_load_and_train():
 
 
 @pytest.mark.parametrize("rule", [*RULES, "celo2"])
-def test_updates_keep_structure_and_dtype_and_states_their_shape(rule):
+def test_updates_keep_structure_and_dtype_and_states_their_shape(rule, make):
     params = PARAMS | {"h": np.ones((2, 2), jnp.bfloat16)}
     optimizer = make(rule)
     state = optimizer.init(params)
@@ -195,7 +191,7 @@ def test_updates_keep_structure_and_dtype_and_states_their_shape(rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_loss_and_the_parameters_are_needed(rule):
+def test_the_loss_and_the_parameters_are_needed(rule, make):
     optimizer = make(rule)
     state = optimizer.init(PARAMS)
     with pytest.raises(ValueError, match=rf"{rule}: update needs the training loss.*value=loss"):
@@ -207,14 +203,14 @@ def test_the_loss_and_the_parameters_are_needed(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("num_steps", [0, -3, 2.5, 100.0, "100", None])
-def test_a_plan_has_steps(rule, num_steps):
+def test_a_plan_has_steps(rule, num_steps, random_theta):
     message = f"{rule}: num_steps must be a positive whole number, got {num_steps!r}"
     with pytest.raises(ValueError, match=message):
         RULES[rule](random_theta(rule), num_steps)
 
 
-@pytest.mark.parametrize("rule, num_steps", [("velo", 1), ("celo_adam", np.int64(3))])
-def test_beyond_the_plan_updates_stay_finite(rule, num_steps):
+@pytest.mark.parametrize("rule, num_steps", [("velo", 1), ("celo", 2), ("celo_adam", np.int64(3))])
+def test_beyond_the_plan_updates_stay_finite(rule, num_steps, random_theta):
     params = {"w": PARAMS["w"]}
     optimizer = RULES[rule](random_theta(rule), num_steps)
     state = optimizer.init(params)
@@ -233,7 +229,7 @@ def test_beyond_the_plan_updates_stay_finite(rule, num_steps):
         (np.zeros(2, np.complex64), r"complex64\[2\]"),
     ],
 )
-def test_what_cannot_be_optimized_is_named(rule, leaf, found):
+def test_what_cannot_be_optimized_is_named(rule, leaf, found, make):
     with pytest.raises(ValueError, match=rf"{rule}: .*got {found} at \['a'\]\['b'\].*optax.masked"):
         make(rule).init(PARAMS | {"a": {"b": leaf}})
 
@@ -248,7 +244,7 @@ def test_what_cannot_be_optimized_is_named(rule, leaf, found):
     ],
     ids=["fewer", "shape", "structure"],
 )
-def test_a_step_is_for_the_parameters_of_init(rule, change):
+def test_a_step_is_for_the_parameters_of_init(rule, change, make):
     optimizer = make(rule)
     state = optimizer.init(PARAMS)
     extra = {} if rule == "celo2" else {"value": 1.0}
@@ -259,18 +255,51 @@ def test_a_step_is_for_the_parameters_of_init(rule, change):
             optimizer.update(gradients(), state, change(PARAMS), **extra)
 
 
-@pytest.mark.parametrize("rule", ["velo", "celo2"])
-def test_a_gradient_of_nan_stays_where_it_was_for_one_step(rule):
+@pytest.mark.parametrize("rule", [*RULES, "celo2"])
+def test_a_gradient_of_nan_stays_where_it_was_for_one_step(rule, make):
     optimizer = make(rule)
     state, bad = optimizer.init(PARAMS), gradients()
     bad["b"][1] = np.nan
     extra = {} if rule == "celo2" else {"value": 1.0}
     updates, state = jax.jit(lambda g, s: optimizer.update(g, s, PARAMS, **extra))(bad, state)
     assert {k for k, u in updates.items() if not np.isfinite(u).all()} == {"b"}
-    assert np.isnan(state.accumulators.rms["b"][1])
+    kept = state.adam.nu if rule == "celo_adam" else state.accumulators.rms
+    assert np.isnan(kept["b"][1])
 
 
-def test_gradients_accumulate_over_steps():
+@pytest.mark.parametrize("rule", RULES)
+def test_infinite_gradients_and_losses_are_clipped(rule, make):
+    """To 1000, and, from the second loss on, to twice the running mean."""
+    params, optimizer = {"w": PARAMS["w"]}, make(rule)
+    state = optimizer.init(params)
+    update = jax.jit(lambda g, s, value: optimizer.update(g, s, params, value=value))
+    _, state = update(gradients(like=params), state, 1.0)
+    infinite, largest = gradients(1, params), gradients(1, params)
+    infinite["w"][0, 0], largest["w"][0, 0] = -np.inf, -1000.0
+    actual, expected = update(infinite, state, np.inf), update(largest, state, 2.0)
+    chex.assert_trees_all_equal(actual, expected)
+    chex.assert_tree_all_finite(actual)
+
+
+@pytest.mark.parametrize("rule", [*RULES, "celo2"])
+def test_no_parameters_are_no_trouble(rule, make):
+    optimizer = make(rule)
+    state = optimizer.init({})
+    extra = {} if rule == "celo2" else {"value": 1.0}
+    updates, state = jax.jit(lambda s: optimizer.update({}, s, {}, **extra))(state)
+    assert updates == {}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_number_of_steps_cannot_be_injected(rule, random_theta):
+    injected = optax.inject_hyperparams(RULES[rule])(theta=random_theta(rule), num_steps=20)
+    with pytest.raises(
+        ValueError, match=rf"{rule}: num_steps is static, got an array.*static_args"
+    ):
+        injected.init(PARAMS)
+
+
+def test_gradients_accumulate_over_steps(make):
     params = {"w": PARAMS["w"]}
     single, accumulating = make("velo"), optax.MultiSteps(make("velo"), 2)
     halves = [jax.tree.map(lambda g, w=w: w * g, gradients(like=params)) for w in (0.5, 1.5)]
@@ -283,8 +312,9 @@ def test_gradients_accumulate_over_steps():
     chex.assert_trees_all_close(updates, expected, rtol=1e-4, atol=1e-7)
 
 
-def test_a_loss_of_nan_is_remembered():
-    params, optimizer = {"w": PARAMS["w"]}, make("velo")
+@pytest.mark.parametrize("rule", RULES)
+def test_a_loss_of_nan_is_remembered(rule, make):
+    params, optimizer = {"w": PARAMS["w"]}, make(rule)
     state = optimizer.init(params)
     update = jax.jit(lambda g, s, value: optimizer.update(g, s, params, value=value))
     for value in (1.0, np.nan, 1.0, 1.0):
@@ -293,7 +323,7 @@ def test_a_loss_of_nan_is_remembered():
     assert all(np.isnan(u).all() for u in jax.tree.leaves(updates))
 
 
-def test_an_outlier_of_a_gradient_is_clipped():
+def test_an_outlier_of_a_gradient_is_clipped(make):
     optimizer = make("velo")
     state, outlier = optimizer.init(PARAMS), gradients()
     outlier["w"][0, 0] = 1e6
@@ -303,14 +333,14 @@ def test_an_outlier_of_a_gradient_is_clipped():
     chex.assert_trees_all_equal(actual, expected)
 
 
-def test_celo2_trains_what_has_no_matrix():
+def test_celo2_trains_what_has_no_matrix(random_theta):
     params = {"b": PARAMS["b"], "s": PARAMS["s"]}
     optimizer = celo2(random_theta("celo2"), 0.1)
     updates, _ = optimizer.update(gradients(like=params), optimizer.init(params), params)
     assert all(np.any(u) for u in jax.tree.leaves(updates))
 
 
-def test_celo2_leaves_vectors_to_adam():
+def test_celo2_leaves_vectors_to_adam(random_theta):
     theta = random_theta("celo2")
     optimizer = celo2(theta, 0.1)
     updates, _ = optimizer.update(gradients(), optimizer.init(PARAMS), PARAMS)
@@ -328,7 +358,7 @@ def test_newton_schulz_brings_singular_values_near_one(shape):
     assert values.min() > 0.5 and values.max() < 1.3
 
 
-def test_the_guard_of_hub_heals_a_learned_optimizer_that_saw_a_loss_of_nan():
+def test_the_guard_of_hub_heals_a_learned_optimizer_that_saw_a_loss_of_nan(make):
     losses = [np.nan, 1.0, 0.9, 0.8, 0.7]
     learned = make("velo")
     guarded = hub(optax.adam(0.1), learned, mode="invert", guard="finite")
@@ -344,6 +374,24 @@ def test_the_guard_of_hub_heals_a_learned_optimizer_that_saw_a_loss_of_nan():
     assert not finite  # as published: it remembers
     finite, state = run(guarded)
     assert finite and np.isfinite(state.learned.losses.mean).all()
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("bare", [False, True], ids=["tree", "one array"])
+def test_after_a_loss_of_nan_the_guard_lets_it_see_losses_again(rule, bare, make):
+    """The running means, corrected for their start, are those of the losses since."""
+    params = PARAMS["w"] if bare else {"w": PARAMS["w"]}
+    optimizer = hub(optax.sgd(0.1), make(rule), mode="invert", guard="finite")
+    state = optimizer.init(params)
+    update = jax.jit(lambda g, s, value: optimizer.update(g, s, params, value=value)[1])
+    losses = [5.0, 4.0, 5.0, np.nan, 2.0, 2.0, 2.0]
+    for seed, value in enumerate(losses):
+        state = update(gradients(seed, params), state, value)
+    seen = state.learned.losses
+    decays = np.exp(-1.0 / np.logspace(1, np.log10(20), 10))
+    assert seen.count == 3 and state.learned.step == len(losses)
+    np.testing.assert_allclose(seen.mean / (1 - decays**3), 2.0, rtol=1e-5)
+    np.testing.assert_allclose(seen.least, 2.0, rtol=1e-5)
 
 
 # --- weights on disk
@@ -366,8 +414,8 @@ def test_weights_of_the_published_size_load(layout, tmp_path):
     assert sum(x.size for x in jax.tree.leaves(loaded)) == 2_320_385
 
 
-@pytest.mark.parametrize("rule", SIZES)
-def test_what_is_saved_is_loaded(rule, tmp_path):
+@pytest.mark.parametrize("rule", [*RULES, "celo2"])
+def test_what_is_saved_is_loaded(rule, tmp_path, random_theta):
     theta = random_theta(rule)
     save_theta(tmp_path / "theta", theta)
     loaded = load_theta(tmp_path / "theta")
@@ -375,9 +423,8 @@ def test_what_is_saved_is_loaded(rule, tmp_path):
     chex.assert_trees_all_equal(loaded, theta)
 
 
-def spoilt(rule, path, leaf):
-    """Weights with one entry replaced, or taken out for None."""
-    theta = random_theta(rule)
+def spoil(theta, path, leaf):
+    """Replaces one entry of weights, or takes it out for None."""
     node = theta
     for key in path[:-1]:
         node = node.setdefault(key, {})
@@ -385,7 +432,6 @@ def spoilt(rule, path, leaf):
         del node[path[-1]]
     else:
         node[path[-1]] = leaf
-    return theta
 
 
 @pytest.mark.parametrize(
@@ -409,8 +455,9 @@ def spoilt(rule, path, leaf):
         (("rnn_params", "step_size", "b"), np.zeros(1), "are float64, expected float32"),
     ],
 )
-def test_weights_that_do_not_fit_are_named(tmp_path, path, leaf, message):
-    theta = spoilt("velo", path, leaf)
+def test_weights_that_do_not_fit_are_named(tmp_path, path, leaf, message, random_theta):
+    theta = random_theta("velo")
+    spoil(theta, path, leaf)
     (tmp_path / "theta").write_bytes(flax.serialization.msgpack_serialize(theta))
     with pytest.raises(ValueError, match=message) as error:
         load_theta(tmp_path / "theta")
@@ -420,7 +467,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path, path, leaf, message):
 
 
 @pytest.mark.parametrize("size", [0, 10, 500])
-def test_a_truncated_file_is_refused(tmp_path, size):
+def test_a_truncated_file_is_refused(tmp_path, size, random_theta):
     save_theta(tmp_path / "theta", random_theta("velo"))
     (tmp_path / "theta").write_bytes((tmp_path / "theta").read_bytes()[:size])
     with pytest.raises(ValueError, match=r"load_theta: .*theta .*damaged"):
@@ -437,7 +484,7 @@ def test_a_truncated_file_is_refused(tmp_path, size):
         (np.float32(7.5).tobytes(), np.float32(np.nan).tobytes(), "not finite"),
     ],
 )
-def test_a_damaged_file_is_refused(tmp_path, good, bad, message):
+def test_a_damaged_file_is_refused(tmp_path, good, bad, message, random_theta):
     theta = random_theta("velo")
     theta["rnn_params"]["step_size"]["b"][0] = 7.5
     save_theta(tmp_path / "theta", theta)
@@ -465,7 +512,7 @@ def test_no_file_is_no_file(tmp_path):
     "rule, other",
     [("velo", "celo"), ("celo", "celo_adam"), ("celo_adam", "velo"), ("celo2", "velo")],
 )
-def test_weights_of_another_rule_are_refused(rule, other):
+def test_weights_of_another_rule_are_refused(rule, other, random_theta):
     with pytest.raises(ValueError, match=f"{other}: the weights"):
         check_theta(random_theta(rule), other)
     with pytest.raises(ValueError, match=f"{other}: the weights"):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from lohp_jax.optimizers.celo2 import scale_by_celo2
-from lohp_jax.optimizers.theta import expected_shapes
 from lohp_jax.optimizers.velo import celo, celo_adam, velo
 
 DECAYS = (0.9, 0.99, 0.999)
@@ -22,20 +21,6 @@ SHAPES = {
 }
 NUM_STEPS = 40
 RULES = {"velo": velo, "celo": celo, "celo_adam": celo_adam}
-
-
-def random_theta(rule, seed):
-    rng = np.random.default_rng(seed)
-    hidden, bank = {"velo": (7, 5), "celo": (6, 1), "celo_adam": (6, 1), "celo2": (1, 1)}[rule]
-    shapes = expected_shapes(rule, hidden=hidden, bank=bank)
-    theta = jax.tree.map(
-        lambda shape: np.float32(rng.normal(0, 0.4, shape)),
-        shapes,
-        is_leaf=lambda node: isinstance(node, tuple),
-    )
-    if rule == "velo":  # it multiplies them by 100
-        theta["ff_mod_stack"] = jax.tree.map(lambda x: x / 20, theta["ff_mod_stack"])
-    return theta
 
 
 def inv_root(x):
@@ -249,21 +234,28 @@ class Celo2:
         return np.stack(results).reshape(out.shape)
 
 
-def make_pair(rule, seed, shapes):
-    if rule.startswith("celo2"):
-        theta, orthogonalise = random_theta("celo2", seed), rule.endswith("orthogonal")
-        return scale_by_celo2(theta, orthogonalise=orthogonalise), Celo2(
-            theta, orthogonalise, shapes
-        )
-    theta = random_theta(rule, seed)
-    return RULES[rule](theta, NUM_STEPS), Recurrent(rule, theta, NUM_STEPS, shapes)
+@pytest.fixture
+def make_pair(random_theta):
+    """Makes a rule and its oracle, with the same weights."""
+
+    def make(rule, shapes):
+        if rule.startswith("celo2"):
+            theta, orthogonalise = random_theta("celo2", scale=0.4), rule.endswith("orthogonal")
+            optimizer = scale_by_celo2(theta, orthogonalise=orthogonalise)
+            return optimizer, Celo2(theta, orthogonalise, shapes)
+        theta = random_theta(rule, scale=0.4, hidden=7, bank=5)
+        if rule == "velo":  # it multiplies them by 100
+            theta["ff_mod_stack"] = jax.tree.map(lambda x: x / 20, theta["ff_mod_stack"])
+        return RULES[rule](theta, NUM_STEPS), Recurrent(rule, theta, NUM_STEPS, shapes)
+
+    return make
 
 
 @pytest.mark.parametrize("rule", [*RULES, "celo2", "celo2_orthogonal"])
-def test_six_steps_equal_the_definition(rule):
+def test_six_steps_equal_the_definition(rule, make_pair):
     """On tensors of all ranks; step 2 has a gradient of 5000, step 3 a loss that jumps."""
     rng = np.random.default_rng(7)
-    optimizer, oracle = make_pair(rule, 0, SHAPES)
+    optimizer, oracle = make_pair(rule, SHAPES)
     params = {k: np.float32(rng.normal(size=shape)) for k, shape in SHAPES.items()}
     params["vector"] *= 0  # as biases begin
     state = optimizer.init(jax.tree.map(jnp.asarray, params))

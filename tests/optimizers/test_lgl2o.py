@@ -133,7 +133,8 @@ def test_it_runs_under_jit_and_vmap(mode):
     "options, message",
     [
         ({"mode": "racing"}, "mode must be one of .*, got 'racing'; did you mean 'race'"),
-        ({"num_steps": 0}, "num_steps must be positive, got 0"),
+        ({"num_steps": 0}, "num_steps must be a positive whole number, got 0"),
+        ({"num_steps": 2.5}, "num_steps must be a positive whole number, got 2.5"),
     ],
 )
 def test_bad_options_are_refused_at_once(options, message):
@@ -174,9 +175,56 @@ def test_a_gradient_that_is_not_finite_for_the_learned_optimizer_alone_costs_it_
     assert state.learned_wins == 3
 
 
-def test_parameters_of_integers_are_refused():
-    with pytest.raises(ValueError, match=r"lgl2o: expected floating-point .* int32 at steps"):
-        lgl2o(optax.sgd(0.1), optax.sgd(0.1)).init({"steps": np.int32([1])})
+@modes
+@pytest.mark.parametrize("num_steps", [1, 3])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_moves_nothing_and_leaves_no_trace(mode, num_steps, bad):
+    """Neither in parameters nor in moments; only counts go on."""
+    optimizer = lgl2o(optax.adam(0.1), optax.adam(0.2, b1=0.5), mode=mode, num_steps=num_steps)
+    spoilt = {"x": np.float32([bad, 1.0])}
+
+    @jax.jit
+    def step(params, state, spoil):
+        def grad_fn(params, _):
+            return optax.tree.where(spoil, spoilt, jax.grad(loss_fn)(params))
+
+        updates, state = optimizer.update(
+            grad_fn(params, 0), state, params, value_fn=loss_fn, grad_fn=grad_fn
+        )
+        return optax.apply_updates(params, updates), state
+
+    params, state = START, optimizer.init(START)
+    params, state = step(params, state, False)
+    there, old = step(params, state, True)
+    if num_steps == 1:
+        np.testing.assert_allclose(there["x"], params["x"], rtol=1e-6)
+    for name in ("hand_designed", "learned"):
+        moments = [optax.tree.get(getattr(s, name), "mu") for s in (state, old)]
+        np.testing.assert_array_equal(moments[1]["x"], moments[0]["x"])
+        assert optax.tree.get(getattr(old, name), "count") == 2
+    assert old.failures == 2
+    for _ in range(6):
+        there, old = step(there, old, False)
+    assert loss_fn(there) < loss_fn(params) and old.failures == 2
+
+
+@modes
+def test_between_comparisons_the_other_optimizer_stands_in_for_one_that_fails(mode):
+    """In a race it waits where it is."""
+    failing = optax.chain(
+        optax.scale_by_schedule(lambda step: jnp.where(step == 1, np.nan, 1.0)), optax.sgd(0.2)
+    )
+    path, state, _ = train(lgl2o(optax.sgd(0.05), failing, mode=mode, num_steps=3), 3)
+    slow, fast = 1 - 0.05 * CURVATURE, 1 - 0.2 * CURVATURE
+    expected = fast * slow * fast if mode == "candidate" else fast * fast
+    np.testing.assert_allclose(path[-1], expected * START["x"], rtol=1e-5)
+    assert state.failures == 1 and state.learned_wins == 1
+
+
+def test_the_number_of_steps_cannot_be_injected():
+    injected = optax.inject_hyperparams(lgl2o)(optax.sgd(0.1), optax.sgd(0.1), num_steps=2)
+    with pytest.raises(ValueError, match=r"lgl2o: num_steps is static, got an array.*static_args"):
+        injected.init(START)
 
 
 @modes

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from lohp_jax.optimizers.pull import decay
 from lohp_jax.optimizers.reinit import increase_steps, min_loss_reinit
 
 START = {"x": np.float32([4.0, -3.0])}
@@ -88,6 +89,26 @@ def test_the_way_back_from_afar_ends_where_it_should():
     np.testing.assert_array_equal(path[1], np.float32(1e30))
     np.testing.assert_array_equal(path[3], START["x"])
     assert state.restarts == 1
+
+
+def test_what_stands_behind_it_cannot_keep_it_from_going_on():
+    """Decay after the way home ends a thousandth beside it, again and again."""
+    optimizer = optax.chain(min_loss_reinit(optax.sgd(0.1)), decay(1e-3))
+    path, state = run(optimizer, [1.0, np.nan, *[2.0] * 6])
+    assert state[0].restarts == 1 and state[0].returning == 0
+    np.testing.assert_allclose(path[-1], 0.999 * path[-2] - 0.1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make", [min_loss_reinit, lambda learned: increase_steps(lambda _: learned, 9)]
+)
+def test_a_finite_update_that_takes_parameters_beyond_float32_is_divergence(make):
+    largest = float(np.finfo(np.float32).max)
+    learned = optax.stateless(lambda u, _: jax.tree.map(lambda x: jnp.full_like(x, largest), u))
+    params = {"x": np.float32([largest, 1.0])}
+    path, state = run(make(learned), [1.0, 1.0], params)
+    np.testing.assert_array_equal(path, np.broadcast_to(params["x"], path.shape))
+    assert state.restarts == 2
 
 
 def test_many_bad_losses_leave_the_parameters_where_they_were():

@@ -7,7 +7,6 @@ import pytest
 
 from lohp_jax.optimizers import sam
 from lohp_jax.optimizers.hub import hub, hub_diagnostics
-from lohp_jax.optimizers.theta import expected_shapes
 from lohp_jax.optimizers.velo import velo
 
 PARAMS = {"w": np.float32([1.0, -2.0, 0.3]), "b": np.float32(0.5)}
@@ -89,6 +88,35 @@ def test_a_zero_gradient_moves_nothing():
     chex.assert_trees_all_equal(optax.apply_updates(params, updates), params)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("size", [0.0, 1e-4, 1e3], ids=str)
+def test_gradients_in_half_precision_are_normalised_in_single(dtype, size):
+    """Their squares are beyond float16."""
+    visited, params = [], {"w": jnp.zeros(4, dtype)}
+    gradient = {"w": jnp.full(4, size, dtype)}
+    optimizer = sam(optax.sgd(0.1), rho=0.5)
+    updates, _ = optimizer.update(
+        gradient,
+        optimizer.init(params),
+        params,
+        grad_fn=lambda p, i: visited.append(p) or gradient,
+    )
+    ((climbed),) = visited
+    np.testing.assert_allclose(climbed["w"], 0.25 if size else 0.0)  # of norm 0.5
+    np.testing.assert_allclose(updates["w"], jnp.asarray(-0.1 * size, dtype), rtol=1e-2)
+    assert updates["w"].dtype == climbed["w"].dtype == dtype
+
+
+def test_its_rho_can_be_injected():
+    injected = optax.inject_hyperparams(sam)(inner=optax.sgd(0.03), rho=0.5)
+    step = jax.jit(
+        lambda state: injected.update(grad_fn(PARAMS, 0), state, PARAMS, grad_fn=grad_fn)
+    )
+    plain = sam(optax.sgd(0.03), 0.5)
+    expected, _ = plain.update(grad_fn(PARAMS, 0), plain.init(PARAMS), PARAMS, grad_fn=grad_fn)
+    chex.assert_trees_all_close(step(injected.init(PARAMS))[0], expected, rtol=1e-5)
+
+
 def test_vmap_equals_a_loop():
     optimizer = sam(optax.adam(0.1))
 
@@ -120,15 +148,6 @@ def test_update_needs_a_gradient_function():
 # --- around and inside a learned optimizer
 
 
-def theta_of_random_numbers():
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda shape: np.float32(rng.normal(0, 0.3, shape)),
-        expected_shapes("velo", hidden=4, bank=2),
-        is_leaf=lambda node: isinstance(node, tuple),
-    )
-
-
 def test_a_learned_inner_optimizer_gets_the_loss_and_the_climbed_gradient():
     seen = []
 
@@ -153,8 +172,8 @@ def test_a_learned_inner_optimizer_gets_the_loss_and_the_climbed_gradient():
 
 
 @pytest.mark.parametrize("order", ["sam of hub", "hub of sam"])
-def test_it_combines_with_hub_and_velo(order):
-    learned = velo(theta_of_random_numbers(), num_steps=10)
+def test_it_combines_with_hub_and_velo(order, random_theta):
+    learned = velo(random_theta("velo"), num_steps=10)
     if order == "sam of hub":
         optimizer = sam(hub(optax.sgd(0.05), learned, mode="trust"))
     else:

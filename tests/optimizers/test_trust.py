@@ -257,6 +257,8 @@ def test_the_mode_of_hub_is_this_function_with_its_defaults():
     "options, message",
     [
         ({"ratio": 0.0}, "ratio must be positive, got 0.0"),
+        ({"ratio": 0.5}, r"ratio must be in bounds \(1.0, 20.0\), got 0.5"),
+        ({"caution": float("nan")}, "caution must be finite, got nan"),
         ({"bounds": (3.0, 1.0)}, r"bounds must be .* 0 < low <= high, got \(3.0, 1.0\)"),
         ({"bounds": (1.0, float("inf"))}, "bounds must be .* got"),
         ({"grow": 0.9}, "grow must be at least 1, got 0.9"),

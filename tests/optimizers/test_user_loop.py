@@ -17,7 +17,6 @@ from flax import linen, nnx
 
 from lohp_jax import celo, hub, load_theta, save_theta, velo
 from lohp_jax.optimizers.hub import hub_diagnostics
-from lohp_jax.optimizers.theta import expected_shapes
 
 CELO = pathlib.Path(__file__).parents[2].parent / "shared" / "oracles" / "celo_theta.state"
 X = np.float32(np.random.default_rng(0).normal(size=(64, 3)))
@@ -25,13 +24,8 @@ Y = np.sin(X @ np.float32([[1.0], [-2.0], [0.5]]))
 
 
 @pytest.fixture
-def path(tmp_path):
-    rng = np.random.default_rng(1)
-    theta = jax.tree.map(
-        lambda shape: np.float32(rng.normal(0, 0.3, shape)),
-        expected_shapes("velo", hidden=8, bank=4),
-        is_leaf=lambda node: isinstance(node, tuple),
-    )
+def path(tmp_path, random_theta):
+    theta = random_theta("velo", 1, hidden=8, bank=4)
     theta["rnn_params"]["step_size"]["w"][:] = 0.0
     theta["rnn_params"]["step_size"]["b"][:] = 0.01
     save_theta(tmp_path / "velo.msgpack", theta)
@@ -95,6 +89,23 @@ def test_the_loss_of_a_users_model_falls(model, path):
     weights = list(hub_diagnostics(state)["mean_weight"].values())
     expected = [1 - 1 / p.size for p in jax.tree.leaves(params)]  # in every tensor
     np.testing.assert_allclose(sorted(weights), sorted(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_parameters_differ_from_those_of_adamw_by_what_the_learned_optimizer_adds(path):
+    """Of which "invert" takes 1 / K on the whole."""
+    params, apply = haiku_model()
+    gradients = jax.grad(lambda params: jnp.mean((apply(params, X) - Y) ** 2))(params)
+    adamw, learned = optax.adamw(1e-2), velo(load_theta(path), num_steps=10_000)
+    optimizer = hub(adamw, learned, mode="invert")
+    extra = {"value": 1.0}
+    updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params, **extra)
+    hand, _ = adamw.update(gradients, adamw.init(params), params)
+    theirs, _ = jax.jit(learned.update)(gradients, learned.init(params), params, **extra)
+    for g, u, h, t in zip(*map(jax.tree.leaves, (gradients, updates, hand, theirs)), strict=True):
+        share = np.exp(np.abs(np.float64(g))) / np.exp(np.abs(np.float64(g))).sum()
+        added = share * (np.float64(t) - h)
+        np.testing.assert_allclose(u - h, added, rtol=1e-3, atol=1e-7)
+        assert np.abs(added).max() > 1e-5
 
 
 def test_steps_beyond_those_planned_stay_finite(path):

@@ -1,0 +1,130 @@
+"""Whatever takes parameters apart says clearly which it can take, and that they have changed."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lohp_jax.optimizers.blends import constant_blend, graft
+from lohp_jax.optimizers.hub import hub
+from lohp_jax.optimizers.lgl2o import lgl2o
+from lohp_jax.optimizers.pull import anchor, decay
+from lohp_jax.optimizers.reinit import increase_steps, min_loss_reinit
+from lohp_jax.optimizers.sam import sam
+
+ADAM, FASTER = optax.adam(0.01), optax.adam(0.03)
+MAKERS = {
+    **{f"hub {m}": lambda m=m: hub(ADAM, FASTER, mode=m) for m in ("vanilla", "trust", "spike")},
+    "hub online": lambda: hub(ADAM, FASTER, mode="online"),
+    "constant_blend": lambda: constant_blend(ADAM, FASTER, 0.5),
+    "graft": lambda: graft(ADAM, FASTER),
+    "lgl2o race": lambda: lgl2o(ADAM, FASTER, mode="race"),
+    "lgl2o candidate": lambda: lgl2o(ADAM, FASTER, mode="candidate"),
+    "increase_steps": lambda: increase_steps(lambda _: ADAM, 9),
+    "min_loss_reinit": lambda: min_loss_reinit(ADAM),
+    "sam": lambda: sam(ADAM),
+    "anchor": lambda: anchor(0.1),
+}
+PARAMS = {"body": {"w": jnp.ones((1, 2))}, "s": jnp.float32(2.0), "e": jnp.zeros((0, 3))}
+every = pytest.mark.parametrize("name", MAKERS)
+
+
+def update(optimizer, gradients, state, params=PARAMS):
+    """With all extra arguments that any of them asks for."""
+    optimizer = optax.with_extra_args_support(optimizer)
+    extra = {"value_fn": optax.tree.sum, "grad_fn": lambda p, i: gradients, "value": 1.0}
+    return optimizer.update(gradients, state, params, **extra)
+
+
+@every
+def test_scalar_and_empty_leaves_pass_and_nothing_at_all_does(name):
+    optimizer = MAKERS[name]()
+    updates, _ = update(optimizer, PARAMS, optimizer.init(PARAMS))
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, PARAMS)
+    chex.assert_tree_all_finite(updates)
+    assert updates["s"] != 0
+    assert update(optimizer, {}, optimizer.init({}), {})[0] == {}
+
+
+@every
+@pytest.mark.parametrize(
+    "leaf, message",
+    [
+        (np.int32([1]), "expected floating-point or complex parameters, got int32 at a/b"),
+        (1.0, "expected arrays as parameters, got 1.0 at a/b; use jnp.asarray"),
+    ],
+)
+def test_what_cannot_be_moved_is_refused_by_init(name, leaf, message):
+    with pytest.raises(ValueError, match=f"{name.split()[0]}: {message}"):
+        MAKERS[name]().init({"a": {"b": leaf}})
+
+
+@every
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"new": jnp.ones(2)},
+        {"s": None},
+        {"body": {"w": jnp.ones((4, 2))}},
+        {"body": [jnp.ones((1, 2))]},
+    ],
+    ids=["more", "less", "shape", "structure"],
+)
+def test_parameters_that_change_between_steps_are_refused(name, change):
+    optimizer = MAKERS[name]()
+    state, changed = optimizer.init(PARAMS), PARAMS | change
+    with pytest.raises(
+        ValueError, match=r"the parameters have changed .*state at .*call init again"
+    ):
+        update(optimizer, changed, state, changed)
+    with pytest.raises(
+        ValueError, match=r"the gradient at .* has shape .*, its parameter .*; expected"
+    ):
+        update(optimizer, changed, state)
+
+
+@pytest.mark.parametrize("mode", ["vanilla", "trust", "spike", "online"])
+def test_changed_gradients_are_refused_without_parameters_too(mode):
+    optimizer = hub(ADAM, FASTER, mode=mode)
+    state, changed = optimizer.init(PARAMS), PARAMS | {"body": {"w": jnp.ones((4, 2))}}
+    with pytest.raises(ValueError, match=r"body/w has shape \(1, 2\), they need \(4, 2\)"):
+        update(optimizer, changed, state, None)
+
+
+def test_new_groups_are_refused_where_no_state_has_shapes():
+    optimizer = hub(optax.sgd(0.1), optax.sgd(0.2))
+    state, more = optimizer.init(PARAMS), PARAMS | {"new": jnp.ones(2)}
+    with pytest.raises(
+        ValueError, match=r"have changed .*\(new: \['new'\], gone: \[\]\); call init"
+    ):
+        update(optimizer, more, state, more)
+
+
+@pytest.mark.parametrize("nested", [{"b/c": 2.0}, {"b": {"d": 2.0}}], ids=["tensor", "module"])
+def test_names_that_are_not_unique_are_refused(nested):
+    params = jax.tree.map(jnp.float32, {"a/b": {"c": 1.0}, "a": nested})
+    with pytest.raises(
+        ValueError, match=r"hub: expected unique names, got 'a/b(/c)?' for the keys"
+    ):
+        hub(ADAM, FASTER).init(params)
+
+
+def test_a_pull_leaves_alone_what_it_does_not_hold():
+    """Also integers, and what came later."""
+    params = {"w": jnp.ones(2), "steps": jnp.int32(3)}
+    for pull in (anchor, decay):
+        optimizer = pull(0.5, where=lambda path: path == ("w",))
+        state = optimizer.init(params)
+        later = params | {"new": jnp.ones(1)}
+        updates, _ = optimizer.update(later, state, later)
+        assert updates["steps"] == 3 and updates["new"] == 1
+
+
+def test_an_anchor_is_no_weight_decay_for_what_it_has_not_seen():
+    optimizer = anchor(0.5)
+    state = optimizer.init({"w": jnp.ones(2)})
+    more = {"w": jnp.ones(2), "new": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"anchor: the parameters have changed .*origin/new"):
+        optimizer.update(more, state, more)
