@@ -17,7 +17,8 @@ LAYERS = [
     {"data", "optimizers", "solvers"},
     {"tasks"},
     {"trajectories"},
-    {"policy", "diffusion"},
+    {"policy"},
+    {"diffusion"},  # its U-Net is that of the policy
     {"baselines"},
     {"training"},
     {"generation"},

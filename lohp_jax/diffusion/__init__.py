@@ -1,0 +1,1 @@
+"""Diffusion over the solutions of optimization problems (Diff-L2O)."""
