@@ -1,0 +1,241 @@
+"""Learned solvers: one small LSTM, shared by all coordinates, that turns gradients into steps.
+
+Three rules from the literature in one frame; they differ in what the LSTM sees of a coordinate and in
+what its output does. Gradients that it sees carry no second derivatives, as in all three papers.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import optax
+
+from lohp_jax.baselines.fitting import RUNS_ONCE, OnProgress, fit, silent
+from lohp_jax.solvers.multistart import gaussian_starts
+from lohp_jax.solvers.trace import Trace, iterate, make_trace, objective_of
+from lohp_jax.types import ProblemFamily, PyTree
+
+Kind = Literal["l2o_dm", "rnnprop", "l2o_pa"]
+_UNITS = 20
+_LAYERS = 2
+_STEP = 0.1  # factor of the output of "l2o_dm" and "rnnprop"
+_SMALLEST_LOG = 10.0  # of a gradient, from which on "l2o_dm" sees it linearly
+_DECAY = 0.95  # of both moments of "rnnprop"
+_SMOOTH_STEP = 0.01  # stands for 1 / L in "l2o_pa" where a family states no L
+
+
+class SolverState(NamedTuple):
+    """State of a learned solver.
+
+    Attributes:
+      x: `[n]` the iterate.
+      y: `[n]` where the next gradient is taken; x itself but for "l2o_pa".
+      hidden: of the LSTM, leaves `[n, units]`.
+      moments: running means of gradients and of their squares, `[n]` each.
+      count: int32, steps so far.
+    """
+
+    x: jax.Array
+    y: jax.Array
+    hidden: PyTree
+    moments: tuple[jax.Array, jax.Array]
+    count: jax.Array
+
+
+def run_learned_solver(
+    family: ProblemFamily,
+    problem: PyTree,
+    x0: jax.Array,
+    num_steps: int,
+    *,
+    kind: Kind,
+    params: PyTree,
+) -> Trace:
+    """Runs a trained solver, one gradient a step, in the common form of the solvers.
+
+    Args:
+      family: of the problem.
+      problem: one.
+      x0: `[n]` start.
+      num_steps: may exceed those of the training.
+      kind: as in training.
+      params: of `train_learned_solver`.
+
+    Raises: ValueError for another kind or a negative `num_steps`.
+    """
+    _check_kind(kind)
+    step = _stepper(family, kind, params, problem)
+    state, path = iterate(step, _initial(x0), num_steps, lambda state: state.x)
+    objective = objective_of(family, problem)
+    return make_trace(objective, state.x, path, objective_calls=0, gradient_calls=num_steps)
+
+
+def train_learned_solver(
+    family: ProblemFamily,
+    kind: Kind,
+    key: jax.Array,
+    *,
+    starts: Literal["start", "frame"] = "start",
+    num_steps: int = 100,
+    window: int = 20,
+    updates: int = 2000,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    log_every: int = 100,
+    on_progress: OnProgress = silent,
+) -> PyTree:
+    """Trains a solver by truncated back-propagation on the mean objective along its way.
+
+    "l2o_dm" (Andrychowicz et al., 2016) sees the logarithm and sign of a gradient and says the change of
+    x. "rnnprop" (Lv et al., 2017) sees m / √v and g / √v of Adam and says tanh of it; its random
+    scalings in training are left out. "l2o_pa" (Liu et al., 2023, the form their ablation ends at) sees
+    y and ∇g(y) and says a preconditioner p and a momentum a, each 2 sigmoid(.) times a learned scale:
+    x' = prox_{p/L}(y - p/L ∇g(y)), y' = x' + a (x' - x). The others take subgradients where f has a
+    non-smooth part.
+
+    Args:
+      family: the problems.
+      kind: of the solver.
+      key: randomness of problems and start; the result depends on it alone.
+      starts: where runs begin: at the family's start, or at `gaussian_starts`.
+      num_steps: of a run, after which new problems are drawn; a multiple of `window`.
+      window: steps of an update, and of its gradient.
+      updates: of Adam.
+      batch_size: runs in parallel.
+      learning_rate: of Adam.
+      log_every: updates per call of `on_progress`.
+      on_progress: told of each chunk.
+
+    Raises: ValueError for another kind or numbers out of range; FloatingPointError if training diverges.
+    """
+    _check_kind(kind)
+    if starts not in ("start", "frame"):
+        raise ValueError(f"learned solver: starts must be 'start' or 'frame', got {starts!r}.")
+    if window < 1 or num_steps < 1 or num_steps % window:
+        raise ValueError(
+            "learned solver: num_steps must be a multiple of window, both at least 1, "
+            f"got {num_steps} and {window}."
+        )
+    if batch_size < 1:
+        raise ValueError(f"learned solver: batch_size must be at least 1, got {batch_size}.")
+
+    def begin(key):
+        sample_key, start_key = jax.random.split(key)
+        problem = family.sample(sample_key, "train")
+        x0 = family.start(problem)
+        if starts == "frame":
+            x0 = gaussian_starts(family, problem, start_key, 1)[0]
+        return problem, _initial(x0)
+
+    def run(params, problem, state):
+        step = _stepper(family, kind, params, problem)
+
+        def body(state, _):
+            state = step(state)
+            return state, family.objective(state.x, problem)
+
+        state, values = jax.lax.scan(body, state, length=window)
+        return jnp.mean(values), state
+
+    def loss_fn(params, carry, step, key):
+        fresh = jax.vmap(begin)(jax.random.split(key, batch_size))
+        over = step % (num_steps // window) == 0
+        problems, states = jax.tree.map(lambda a, b: jnp.where(over, a, b), fresh, carry)
+        losses, states = jax.vmap(run, (None, 0, 0))(params, problems, states)
+        return jnp.mean(losses), (problems, jax.lax.stop_gradient(states))
+
+    def initial(key):
+        init_key, carry_key = jax.random.split(key)
+        carry = jax.vmap(begin)(jax.random.split(carry_key, batch_size))
+        state = jax.tree.map(lambda leaf: leaf[0], carry[1])
+        seen, _ = _see(kind, state, jnp.zeros_like(state.x))
+        return _network(kind).init(init_key, seen, state.hidden), carry
+
+    init_key, key = jax.random.split(key)
+    return fit(
+        kind,
+        loss_fn,
+        *jax.jit(initial, compiler_options=RUNS_ONCE)(init_key),
+        key,
+        updates=updates,
+        learning_rate=learning_rate,
+        log_every=log_every,
+        on_progress=on_progress,
+    )
+
+
+def _network(kind: Kind) -> hk.Transformed:
+    """`(params, seen [n, F], hidden) -> (outputs [n, O], hidden)`."""
+
+    def forward(seen, hidden):
+        if kind == "rnnprop":
+            seen = jax.nn.elu(hk.Linear(_UNITS, name="input")(seen))
+        core = hk.DeepRNN([hk.LSTM(_UNITS, name=f"lstm_{i}") for i in range(_LAYERS)])
+        out, hidden = core(seen, hidden)
+        if kind != "l2o_pa":
+            return hk.Linear(1, name="output")(out), hidden
+        out = jax.nn.relu(hk.Linear(_UNITS, name="dense")(out))
+        scale = hk.get_parameter("scale", [2], init=jnp.ones)
+        return scale[None] * 2.0 * jax.nn.sigmoid(hk.Linear(2, name="output")(out)), hidden
+
+    return hk.without_apply_rng(hk.transform(forward))
+
+
+def _initial(x0: jax.Array) -> SolverState:
+    zeros = jnp.zeros((len(x0), _UNITS), x0.dtype)
+    hidden = tuple(hk.LSTMState(zeros, zeros) for _ in range(_LAYERS))
+    moments = (jnp.zeros_like(x0), jnp.zeros_like(x0))
+    return SolverState(x0, x0, hidden, moments, jnp.zeros((), jnp.int32))
+
+
+def _see(
+    kind: Kind, state: SolverState, gradient: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """What the LSTM sees of each coordinate, `[n, F]`, and the new moments."""
+    if kind == "l2o_pa":
+        return jnp.stack([gradient, state.y], axis=-1), state.moments
+    if kind == "l2o_dm":
+        size = jnp.log(jnp.abs(gradient) + jnp.finfo(gradient.dtype).tiny) / _SMALLEST_LOG
+        large = size >= -1.0
+        first = jnp.where(large, size, -1.0)
+        second = jnp.where(large, jnp.sign(gradient), jnp.exp(_SMALLEST_LOG) * gradient)
+        return jnp.stack([first, second], axis=-1), state.moments
+    moments = tuple(
+        optax.incremental_update(new, old, 1.0 - _DECAY)
+        for new, old in zip((gradient, gradient**2), state.moments, strict=True)
+    )
+    first, second = (m / (1.0 - _DECAY ** (state.count + 1)) for m in moments)
+    root = jnp.sqrt(second) + 1e-8
+    return jnp.stack([first / root, gradient / root], axis=-1), moments
+
+
+def _stepper(
+    family: ProblemFamily, kind: Kind, params: PyTree, problem: PyTree
+) -> Callable[[SolverState], SolverState]:
+    network = _network(kind)
+    composite = family.composite if kind == "l2o_pa" else None
+    smooth = family.objective if composite is None else composite.smooth
+    unit = _SMOOTH_STEP if composite is None else 1.0 / composite.lipschitz(problem)
+
+    def step(state):
+        gradient = jax.grad(smooth)(state.y, problem)
+        seen, moments = _see(kind, state, gradient)
+        out, hidden = network.apply(params, jax.lax.stop_gradient(seen), state.hidden)
+        if kind == "l2o_pa":
+            size = unit * out[:, 0]
+            x = state.y - size * gradient
+            x = x if composite is None else composite.prox(x, size, problem)
+            y = x + out[:, 1] * (x - state.x)
+        else:
+            change = out[:, 0] if kind == "l2o_dm" else -jnp.tanh(out[:, 0])
+            x = y = state.x + _STEP * change
+        return SolverState(x, y, hidden, moments, state.count + 1)
+
+    return step
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in get_args(Kind):
+        raise ValueError(f"learned solver: kind must be one of {get_args(Kind)}, got {kind!r}.")

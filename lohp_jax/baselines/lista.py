@@ -1,0 +1,174 @@
+"""Unrolled networks for LASSO: ISTA with learned matrices, or FISTA with learned scalars."""
+
+import math
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from lohp_jax.baselines.fitting import RUNS_ONCE, OnProgress, fit, silent
+from lohp_jax.solvers.proximal import soft_threshold
+from lohp_jax.types import Generator, ProblemFamily, PyTree
+
+Form = Literal["matrices", "steps"]
+
+
+def train_lista(
+    family: ProblemFamily,
+    key: jax.Array,
+    *,
+    form: Form = "steps",
+    num_layers: int = 10,
+    updates: int = 2000,
+    batch_size: int = 128,
+    learning_rate: float = 1e-2,
+    log_every: int = 100,
+    on_progress: OnProgress = silent,
+) -> Generator:
+    """Trains `num_layers` steps of proximal gradient descent on the objective, without labels.
+
+    "matrices" (LISTA, Gregor and LeCun, 2010), for one A: x <- soft(W b + V x, θ) with W `[n, m]`,
+    V `[n, n]` and θ `[n]` of each layer, at first ISTA's. "steps" (in the spirit of ALISTA, Liu et
+    al., 2019), for any A and size: y = x + β (x - x before), x <- prox(y - γ ∇g(y) / L, τ / L) with
+    scalars β, γ and τ of each layer, at first FISTA's. The loss is f(x_K) / f(start). In both forms a
+    layer counts as one pair of products with A and A^T; those of "matrices" have n (m + n) entries
+    instead of 2 m n.
+
+    Args:
+      family: a LASSO; for "steps" any family with `composite`. Its objective must be positive.
+      key: randomness of problems; the result depends on it alone.
+      form: "matrices" or "steps".
+      num_layers: K.
+      updates: of Adam.
+      batch_size: new problems in each.
+      learning_rate: of Adam; 1e-3 suits "matrices".
+      log_every: updates per call of `on_progress`.
+      on_progress: told of each chunk.
+
+    Returns: a `Generator` of points x `[n]`, which has no randomness; its `num_steps` are layers.
+
+    Raises: ValueError for another form, a family that it cannot serve, or numbers out of range;
+      FloatingPointError if training diverges.
+    """
+    if form not in get_args(Form):
+        raise ValueError(f"lista: form must be one of {get_args(Form)}, got {form!r}.")
+    for name, count in (("num_layers", num_layers), ("batch_size", batch_size)):
+        if count < 1:
+            raise ValueError(f"lista: {name} must be at least 1, got {count}.")
+    _check_family(form, family)
+    unroll = {"matrices": _matrices, "steps": _steps}[form](family)
+
+    def loss_fn(params, carry, step, key):
+        def one(key):
+            problem = family.sample(key, "train")
+            x = unroll(params, problem)[-1]
+            start_value = family.objective(family.start(problem), problem)
+            return family.objective(x, problem) / start_value
+
+        return jnp.mean(jax.vmap(one)(jax.random.split(key, batch_size))), carry
+
+    start_key, key = jax.random.split(key)
+
+    def start(key):
+        return _start(form, family, family.sample(key, "train"), num_layers)
+
+    params = fit(
+        "lista",
+        loss_fn,
+        jax.jit(start, compiler_options=RUNS_ONCE)(start_key),
+        (),
+        key,
+        updates=updates,
+        learning_rate=learning_rate,
+        log_every=log_every,
+        on_progress=on_progress,
+    )
+    return _generator(family, unroll, params)
+
+
+def _generator(family: ProblemFamily, unroll: Callable, params: PyTree) -> Generator:
+    num_layers = len(jax.tree.leaves(params)[0])
+
+    def path(params, context, key=None, *, temperature=0.0, num_steps=None, guidance=0.0):
+        if num_steps is not None and not 0 <= num_steps <= num_layers:
+            raise ValueError(f"lista: num_steps must be from 0 to {num_layers}, got {num_steps}.")
+        return unroll(params, context)[: None if num_steps is None else num_steps + 1]
+
+    def apply(params, context, key=None, **options):
+        return path(params, context, key, **options)[-1]
+
+    return Generator(apply, params, family.name, check=family.check, path=path)
+
+
+def _matrices(family: ProblemFamily) -> Callable[..., jax.Array]:
+    """`(params, problem) -> [K + 1, n]`, the start and the output of each layer."""
+
+    def unroll(params, problem):
+        def layer(x, weights):
+            v = weights["input"] @ problem["b"] + weights["recurrent"] @ x
+            x = soft_threshold(v, jnp.exp(weights["log_threshold"]))
+            return x, x
+
+        start = family.start(problem)
+        return jnp.concatenate([start[None], jax.lax.scan(layer, start, params)[1]])
+
+    return unroll
+
+
+def _steps(family: ProblemFamily) -> Callable[..., jax.Array]:
+    """As `_matrices`."""
+    composite = family.composite
+
+    def unroll(params, problem):
+        lipschitz = composite.lipschitz(problem)
+
+        def layer(state, weights):
+            x, before = state
+            y = x + weights["momentum"] * (x - before)
+            step, threshold = (jnp.exp(weights[k]) for k in ("log_step", "log_threshold"))
+            v = y - step / lipschitz * jax.grad(composite.smooth)(y, problem)
+            new = composite.prox(v, threshold / lipschitz, problem)
+            return (new, x), new
+
+        start = family.start(problem)
+        outputs = jax.lax.scan(layer, (start, start), params)[1]
+        return jnp.concatenate([start[None], outputs])
+
+    return unroll
+
+
+def _start(form: Form, family: ProblemFamily, problem: PyTree, num_layers: int) -> PyTree:
+    """Weights of every layer, with which the network is ISTA or FISTA."""
+    if form == "steps":
+        t, momentum = 1.0, []
+        for _ in range(num_layers):
+            before, t = t, (1.0 + math.sqrt(1.0 + 4.0 * t**2)) / 2.0
+            momentum.append((before - 1.0) / t)
+        zeros = jnp.zeros(num_layers)
+        shifted = jnp.array([0.0, *momentum[:-1]])  # the momentum comes before the step
+        return {"momentum": shifted, "log_step": zeros, "log_threshold": zeros}
+    matrix, lipschitz = problem["A"], family.composite.lipschitz(problem)
+    n = matrix.shape[1]
+    layer = {
+        "input": matrix.T / lipschitz,
+        "recurrent": jnp.eye(n) - matrix.T @ matrix / lipschitz,
+        "log_threshold": jnp.full(n, jnp.log(problem["penalty"] / lipschitz)),
+    }
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], num_layers, axis=0), layer)
+
+
+def _check_family(form: Form, family: ProblemFamily) -> None:
+    if family.composite is None:
+        raise ValueError(
+            f"lista: expected a family with a proximal map (`composite`), got {family.name!r}; "
+            "use `train_learned_solver`."
+        )
+    if form == "steps":
+        return
+    one, other = (family.sample(jax.random.key(seed)) for seed in range(2))
+    if not {"A", "b", "penalty"} <= one.keys() or not jnp.array_equal(one["A"], other["A"]):
+        raise ValueError(
+            f"lista: expected a LASSO with one A for form='matrices', got {family.name!r}; "
+            "use form='steps'."
+        )
