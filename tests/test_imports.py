@@ -41,6 +41,7 @@ HAIKU_MODULES = {
     "lohp_jax.policy.network",
     "lohp_jax.diffusion.denoiser",
     "lohp_jax.tasks.networks",
+    "lohp_jax.baselines.learned_solvers",
 }
 HEAVY = ("tensorflow_datasets", "matplotlib", "tyro", "sklearn", "safetensors", "orbax")
 
