@@ -234,10 +234,12 @@ def clock(task: hub_tasks.Task, arm: Arm, scalar: float) -> Callable[[], float]:
     return timed
 
 
-def add_clocks(task: hub_tasks.Task, arms: dict[str, Arm], rows: dict[str, dict]) -> Iterable[str]:
-    """Times a gradient's worth of every arm beside one of the tuned hand-designed arm, in turn."""
+def add_clocks(
+    task: hub_tasks.Task, arms: dict[str, Arm], names: Iterable[str], rows: dict[str, dict]
+) -> Iterable[str]:
+    """Times a gradient's worth of arms beside one of the tuned hand-designed arm, in turn."""
     hand = clock(task, arms["hand"], rows["hand"]["scalar"])
-    for name in [name for name in arms if name in rows and "times_hand" not in rows[name]]:
+    for name in [name for name in names if name in rows and "times_hand" not in rows[name]]:
         timed = clock(task, arms[name], rows[name]["scalar"])
         ratios = np.array([timed() / hand() for _ in range(CLOCK_REPEATS)]) / arms[name].gradients
         rows[name]["times_hand"] = float(f"{np.median(ratios):.3g}")
@@ -338,10 +340,8 @@ def main() -> None:
             sys.exit(f"--arms: {name} has {', '.join(arms)}; got {', '.join(sorted(unknown))}.")
         found = results.setdefault(name, {"arms": {}})
         found |= describe(task) | {"environment": environment()}
-        work = add_clocks(task, arms, found["arms"])
-        if not arguments.clock:
-            work = run_missing(task, arms, arguments.arms or arms, found["arms"])
-        for arm in work:
+        work = add_clocks if arguments.clock else run_missing
+        for arm in work(task, arms, arguments.arms or arms, found["arms"]):
             write_atomically(arguments.results, (json.dumps(results) + "\n").encode())
             row = found["arms"][arm]
             final = [scores[-1] for scores in row["scores"]]
