@@ -113,7 +113,7 @@ def with_learned(task: hub_tasks.Task, learned: Callable[[int], Any]) -> dict[st
         "hub_invert": Arm(both(lj.hub, mode="invert"), rates),
         "hub_clipped": Arm(both(lj.hub, mode="vanilla", clip=(0.1, 0.9)), rates),
         "hub_trust": Arm(both(lj.hub, mode="trust"), rates),
-        "hub_trust_next": Arm(both(lj.hub_trust, optimism=0.0), rates),
+        "hub_trust_optimistic": Arm(both(lj.hub_trust, optimism=0.3), rates),
         "hub_spike": Arm(both(lj.hub, mode="spike"), rates),
         "hub_online": Arm(both(lj.hub, mode="online"), rates),
     }

@@ -92,7 +92,7 @@ def hub_trust(
     grow: float = 1.1,
     shrink: float = 0.5,
     caution: float = 1.0,
-    optimism: float = 0.3,
+    optimism: float = 0.0,
     fall_back: bool = True,
     group: Group = "tensor",
 ) -> optax.GradientTransformationExtraArgs:
@@ -102,10 +102,11 @@ def hub_trust(
 
     Is the learned update better? By the next gradient the difference D_t = U~_L,t - U_H,t costs
     e = <g_{t+1} + optimism g_t, D_t> / (|g_{t+1}| (|U~_L,t| + |U_H,t|)), whichever of the two was taken.
-    The second term is there because g_{t+1} alone favours the smaller step: it sees twice what the
-    curvature takes away. With z the sum of e over about the last twenty steps in units of its own root
-    mean square, w = sigmoid(-3 (z + caution)): the hand-designed update without evidence, the learned
-    one where it is better by more than noise. z ignores the scale of loss and gradients.
+    Without the second term the smaller step is favoured, as g_{t+1} sees twice what the curvature takes
+    away; with it, under mini-batches, the update that follows the noise of its own batch. With z the sum
+    of e over about the last twenty steps in units of its own root mean square, w = sigmoid(-3 (z +
+    caution)): the hand-designed update without evidence, the learned one where it is better by more than
+    noise. z ignores the scale of loss and gradients.
 
     How far may it go? rho grows where it binds, <g_{t+1}, D_t> says that further is better, and the
     loss falls. It is set a tenth below |U_L| / |U_H| where that says the opposite, and returns to its
@@ -131,7 +132,7 @@ def hub_trust(
       grow: factor of rho on success, >= 1.
       shrink: factor of rho on failure, in (0, 1].
       caution: by how many units the learned update must be better.
-      optimism: weight of the gradient that both updates were made from, in [0, 1].
+      optimism: weight of the gradient that both updates were made from, in [0, 1]; for full batches.
       fall_back: False for the plain trust region: w = 1, rho moved by the loss alone.
       group: whose entries share w and rho: every "tensor", "module" or "global".
 
@@ -159,7 +160,7 @@ def trust_mixer(
     grow: float = 1.1,
     shrink: float = 0.5,
     caution: float = 1.0,
-    optimism: float = 0.3,
+    optimism: float = 0.0,
     fall_back: bool = True,
     group: Group = "tensor",
 ) -> Mixer:

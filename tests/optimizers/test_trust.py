@@ -43,7 +43,7 @@ def score(numbers):
     return np.sum(weights * numbers) / np.sqrt(square) if square > 0 else 0.0
 
 
-def trust_oracle(losses, ratio=2.0, bounds=(1.0, 20.0), grow=1.1, shrink=0.5, optimism=0.3):
+def trust_oracle(losses, ratio=2.0, bounds=(1.0, 20.0), grow=1.1, shrink=0.5, optimism=0.0):
     """Updates and ratios of `w` alone: -0.1 g and -0.5 sign(g)."""
     updates, ratios, evidence, fresh, changes, mean = [], [], [], [], [], None
     hand = capped = previous = used = 0.0
