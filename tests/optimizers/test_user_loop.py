@@ -97,10 +97,15 @@ def test_parameters_differ_from_those_of_adamw_by_what_the_learned_optimizer_add
     gradients = jax.grad(lambda params: jnp.mean((apply(params, X) - Y) ** 2))(params)
     adamw, learned = optax.adamw(1e-2), velo(load_theta(path), num_steps=10_000)
     optimizer = hub(adamw, learned, mode="invert")
-    extra = {"value": 1.0}
-    updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params, **extra)
-    hand, _ = adamw.update(gradients, adamw.init(params), params)
-    theirs, _ = jax.jit(learned.update)(gradients, learned.init(params), params, **extra)
+
+    @jax.jit
+    def updates_of_all(gradients):
+        return [
+            each.update(gradients, each.init(params), params, value=1.0)[0]
+            for each in map(optax.with_extra_args_support, (optimizer, adamw, learned))
+        ]
+
+    updates, hand, theirs = updates_of_all(gradients)
     for g, u, h, t in zip(*map(jax.tree.leaves, (gradients, updates, hand, theirs)), strict=True):
         share = np.exp(np.abs(np.float64(g))) / np.exp(np.abs(np.float64(g))).sum()
         added = share * (np.float64(t) - h)
