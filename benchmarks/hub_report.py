@@ -70,15 +70,14 @@ def bootstrap(values: np.ndarray) -> tuple[float, float]:
     return tuple(map(float, found.confidence_interval))
 
 
-def read_costs(row: dict[str, Any], metric: str) -> np.ndarray:
-    """`[seeds, records + 1]`; all of a run that ends with anything not finite is as its start."""
+def read_costs(row: dict[str, Any], metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Costs along the runs, `[seeds, records + 1]`, and those at their end that count, `[seeds]`."""
     curves = hub_tasks.cost_of(metric)(np.array(row["scores"], float))  # None becomes nan
     loss = np.array(row["final"]["loss"], float)
     start = curves[:, :1]
     curves = np.where(np.isfinite(curves), curves, start)
     lost = ~np.isfinite(loss) | (curves[:, -1] > start[:, 0])
-    curves[lost, -1] = start[lost, 0]
-    return curves
+    return curves, np.where(lost, start[:, 0], curves[:, -1])
 
 
 def read_cells(results: dict[str, Any]) -> dict[str, dict[str, Cell]]:
@@ -86,15 +85,15 @@ def read_cells(results: dict[str, Any]) -> dict[str, dict[str, Cell]]:
     cells = {}
     for task, found in results.items():
         accuracy = found["metric"] == "accuracy"
-        curves = {arm: read_costs(row, found["metric"]) for arm, row in found["arms"].items()}
-        hand = iqm(curves["hand"][:, -1])
+        read = {arm: read_costs(row, found["metric"]) for arm, row in found["arms"].items()}
+        hand = iqm(read["hand"][1])
         cells[task] = {}
         for arm, row in found["arms"].items():
-            costs, start = curves[arm][:, -1], curves[arm][:, 0]
+            curves, costs = read[arm]
             cells[task][arm] = Cell(
                 costs=costs,
-                curves=curves[arm],
-                failed=costs > np.sqrt(start * hand),
+                curves=curves,
+                failed=costs > np.sqrt(curves[:, 0] * hand),
                 floor=0.5 / found["num_query"] if accuracy else 1e-12,
                 slack=POINTS if accuracy else 0.0,
                 mean=float(iqm(costs)),
@@ -320,7 +319,8 @@ def main() -> None:
     parts = ["# HUB and its rivals", __doc__.partition("pictures. ")[2].replace("\n", " ").strip()]
     for rule in sorted({arm.split("/")[0] for row in cells.values() for arm in row if "/" in arm}):
         picture = path.with_name(f"hub_{rule}.png")
-        draw_curves(cells, rule).savefig(picture, dpi=110)
+        drawn = {task: row for task, row in cells.items() if f"{rule}/alone" in row}
+        draw_curves(drawn, rule).savefig(picture, dpi=110)
         parts += [f"## With `{rule}` as the learned optimizer", *overall(cells, rule)]
         parts += [f"![Median cost over gradients with {rule}]({picture.name})"]
     parts += ["## Task by task"]
