@@ -88,6 +88,7 @@ def test_calls_are_counted(run):
     assert more == (3 + 1) * 4
 
 
+@pytest.mark.slow
 def test_a_second_run_loads_the_generator(run, monkeypatch):
     directory, results = run
     monkeypatch.setattr(solve_runs, "train_diffusion", None)
@@ -137,6 +138,7 @@ def lohp(capsys, *arguments):
     return code, captured.out, " ".join(captured.err.split())
 
 
+@pytest.mark.slow
 def test_the_command_solves_problems_of_a_file(run, tmp_path, capsys):
     """With the generator of a run that is there."""
     rng = np.random.default_rng(0)

@@ -101,6 +101,7 @@ def test_generate_and_sample_agree_with_apply(quadratic, trained):
         generate(generator, problem, KEY, guidance=0.5)
 
 
+@pytest.mark.slow
 def test_both_wells_are_found(two_wells):
     """In the shares that the label solver has; their mean is no solution."""
     config = dataclasses.replace(SMALL, alpha=0.9, updates=600)
@@ -149,6 +150,7 @@ def test_the_loss_equals_its_definition(quadratic):
     np.testing.assert_allclose(levels[1], 1, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_solution_out_of_reach_of_the_frame_is_not_learned_from(quadratic):
     start = jax.jit(functools.partial(initial_params, quadratic, SMALL))(KEY)
     item = jax.tree.map(lambda leaf: leaf[0], solved(quadratic, SMALL.oracle, KEY[None]))
