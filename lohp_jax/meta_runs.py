@@ -16,10 +16,9 @@ from lohp_jax.evaluation.records import SCHEMA
 from lohp_jax.optimizers.meta import MetaState
 from lohp_jax.optimizers.small import small_optimizer
 from lohp_jax.optimizers.theta import save_theta
-from lohp_jax.runs import environment, first_difference, read_json, write_json
+from lohp_jax.runs import environment, open_directory, read_config, read_json, write_json
 from lohp_jax.tasks.meta_tasks import meta_family
 from lohp_jax.training import checkpoint, metrics
-from lohp_jax.training.config import from_json
 from lohp_jax.training.loop import Progress
 from lohp_jax.training.meta import METHOD, SEGMENT, MetaConfig, meta_train, rate_of
 
@@ -46,17 +45,7 @@ def open_meta_run(directory: str | os.PathLike, config: MetaConfig) -> None:
 
     Raises: ValueError for another config (with the first field that differs) or one that does not read.
     """
-    path, values = pathlib.Path(directory) / "config.json", dataclasses.asdict(config)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"schema": SCHEMA, **values})
-        return
-    stored = read_meta_config(directory)
-    if difference := first_difference(dataclasses.asdict(stored), values):
-        raise ValueError(
-            f"{directory} holds a run with another config: {difference}; "
-            "choose another --out, or give the same options."
-        )
+    open_directory(directory, config)
 
 
 def read_meta_config(directory: str | os.PathLike) -> MetaConfig:
@@ -64,8 +53,7 @@ def read_meta_config(directory: str | os.PathLike) -> MetaConfig:
 
     Raises: ValueError if it does not read.
     """
-    path = pathlib.Path(directory) / "config.json"
-    return from_json(read_json(path), MetaConfig, str(path))
+    return read_config(directory, MetaConfig)
 
 
 def meta_train_run(

@@ -4,6 +4,7 @@ config.json   metrics.jsonl   results.json   figures.json   report.html
 trajectories/   checkpoints/METHOD/
 """
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -236,6 +237,33 @@ def environment() -> dict[str, Any]:
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
     }
+
+
+def open_directory(directory: str | os.PathLike, config: Any) -> None:
+    """Makes a directory for a config, a dataclass, or checks that the one that is there has the same.
+
+    Raises: ValueError for another config (with the first field that differs) or one that does not read.
+    """
+    path, values = pathlib.Path(directory) / "config.json", dataclasses.asdict(config)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"schema": SCHEMA, **values})
+        return
+    stored = dataclasses.asdict(read_config(directory, type(config)))
+    if difference := first_difference(stored, values):
+        raise ValueError(
+            f"{directory} holds a run with another config: {difference}; "
+            "choose another --out, or give the same options."
+        )
+
+
+def read_config(directory: str | os.PathLike, kind: type) -> Any:
+    """The config of a run that is there, of the dataclass `kind`.
+
+    Raises: ValueError if it does not read.
+    """
+    path = pathlib.Path(directory) / "config.json"
+    return from_json(read_json(path), kind, str(path))
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

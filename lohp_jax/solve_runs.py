@@ -27,14 +27,13 @@ from lohp_jax.diffusion.sampler import num_evaluations
 from lohp_jax.diffusion.training import Progress, initial_params, train_diffusion
 from lohp_jax.evaluation.records import SCHEMA
 from lohp_jax.files import write_atomically
-from lohp_jax.runs import environment, first_difference, read_json, write_json
+from lohp_jax.runs import environment, open_directory, read_config, write_json
 from lohp_jax.solvers.descent import lbfgs, run_optax
 from lohp_jax.solvers.multistart import gaussian_starts
 from lohp_jax.solvers.newton import damped_newton
 from lohp_jax.solvers.proximal import fista
 from lohp_jax.tasks import PROBLEMS, make_problem
 from lohp_jax.training import checkpoint, metrics
-from lohp_jax.training.config import from_json
 from lohp_jax.types import Generator, ProblemFamily, PyTree
 
 REFINERS = ("fista", "newton", "lbfgs", "adam")
@@ -122,16 +121,7 @@ def open_solve_run(directory: str | os.PathLike, config: SolveConfig) -> None:
 
     Raises: ValueError for another config (with the first field that differs) or one that does not read.
     """
-    path, values = pathlib.Path(directory) / "config.json", dataclasses.asdict(config)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"schema": SCHEMA, **values})
-        return
-    if difference := first_difference(dataclasses.asdict(read_solve_config(directory)), values):
-        raise ValueError(
-            f"{directory} holds a run with another config: {difference}; "
-            "choose another --out, or give the same options."
-        )
+    open_directory(directory, config)
 
 
 def read_solve_config(directory: str | os.PathLike) -> SolveConfig:
@@ -139,8 +129,7 @@ def read_solve_config(directory: str | os.PathLike) -> SolveConfig:
 
     Raises: ValueError if it does not read.
     """
-    path = pathlib.Path(directory) / "config.json"
-    return from_json(read_json(path), SolveConfig, str(path))
+    return read_config(directory, SolveConfig)
 
 
 def trained_generator(
