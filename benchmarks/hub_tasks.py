@@ -76,10 +76,10 @@ def _fine_tuning(root: pathlib.Path | None) -> Task:
 
 def _fine_tuning_pacs(root: pathlib.Path | None) -> Task:
     source, target = (
-        folder_images(root / "pacs" / "pacs_64.zip", domain=domain, image_size=32)
+        folder_images(root / "pacs" / "pacs_64.zip", domain=domain, image_size=16)
         for domain in ("photo", "sketch")
     )
-    return _tuned_from(source, target, 300)
+    return _tuned_from(source, target, 200)
 
 
 def _tuned_from(source, target, num_steps: int) -> Task:
@@ -155,7 +155,7 @@ ABOUT = {
     "deeppicar_lstm": "The frames of DeepPiCar, last part unseen; mean squared error in degrees².",
     "deeppicar_ltc": "The same with a liquid network of 19 neurons.",
     "siren_brain": "A brain (ICBM 152) of 64³ voxels.",
-    "fine_tuning_pacs": "A convolutional net of photos (PACS, 32 x 32) learns sketches.",
+    "fine_tuning_pacs": "A convolutional net of photos (PACS, 16 x 16) learns sketches.",
 }
 PAPER = {
     "ltc_sine_8": {"Adam": 0.0119, "VeLO": float("nan"), "LGL2O": 0.1641, "HUB": 4.87e-5},

@@ -23,7 +23,7 @@ import rich.table
 import tyro
 
 from lohp_jax import meta_runs, runs, solve_runs
-from lohp_jax.diffusion.training import Progress as DiffusionProgress
+from lohp_jax.diffusion.fitting import Progress as DiffusionProgress
 from lohp_jax.evaluation.report import write_report
 from lohp_jax.evaluation.scores import accuracies, draw_tasks
 from lohp_jax.generation import generate as generate_weights
@@ -314,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except UsageError as error:
         return _fail(str(error), 2)
-    except (ValueError, OSError, DivergedError) as error:
+    except (ValueError, OSError, DivergedError, FloatingPointError) as error:
         return _fail(str(error), 1)
     return 0
 

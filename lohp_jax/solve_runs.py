@@ -20,11 +20,18 @@ import optax
 from lohp_jax.checks import check_option
 from lohp_jax.diffusion.config import DiffusionConfig
 from lohp_jax.diffusion.denoiser import NetworkConfig, product_pairs
+from lohp_jax.diffusion.fitting import OnProgress, silent
 from lohp_jax.diffusion.generator import diffusion_generator, regression_config
 from lohp_jax.diffusion.guidance import GuidanceConfig, gradient_calls
 from lohp_jax.diffusion.refine import refine
 from lohp_jax.diffusion.sampler import num_evaluations
-from lohp_jax.diffusion.training import Progress, initial_params, train_diffusion
+from lohp_jax.diffusion.training import (
+    DIFFUSION,
+    WARM_START,
+    initial_params,
+    initial_state,
+    train_diffusion,
+)
 from lohp_jax.evaluation.records import SCHEMA
 from lohp_jax.files import write_atomically
 from lohp_jax.runs import environment, open_directory, read_config, write_json
@@ -40,6 +47,7 @@ REFINERS = ("fista", "newton", "lbfgs", "adam")
 SUCCESS = 1e-2
 """A relative gap below it is a success."""
 _BATCH = 256  # problems solved in one piece
+_SAVE_SECONDS = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,36 +141,73 @@ def read_solve_config(directory: str | os.PathLike) -> SolveConfig:
 
 
 def trained_generator(
-    directory: str | os.PathLike,
-    config: SolveConfig,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    directory: str | os.PathLike, config: SolveConfig, on_progress: OnProgress = silent
 ) -> Generator:
-    """The generator of a run, trained and saved if it is not there yet.
+    """The generator of a run; trained, from where an earlier process stopped, if it is not there yet.
 
-    Raises: ValueError if its checkpoint is damaged; FloatingPointError if training diverges.
+    Raises: ValueError if a checkpoint is damaged; FloatingPointError if training diverges;
+      KeyboardInterrupt after saving, if interrupted.
     """
     directory, family = pathlib.Path(directory), make_problem(config.family)
-    template = jax.eval_shape(functools.partial(_initial, family, config.diffusion))
-    folder, names = directory / "checkpoints", list(_named(template))
-    if checkpoint.latest_step(folder) is not None:
-        _, stored = checkpoint.restore(folder, _named(template))
-        params = jax.tree.unflatten(jax.tree.structure(template), [stored[n] for n in names])
-        return diffusion_generator(family, config.diffusion, params)
-    lines = directory / "metrics.jsonl"
-    metrics.drop_lines_after(lines, "diffusion", 0)
-    metrics.drop_lines_after(lines, "warm_start", 0)
+    folder, shapes = (
+        directory / "checkpoints",
+        functools.partial(_initial, family, config.diffusion),
+    )
+    stored = _restored(folder / "generator", shapes)
+    if stored is not None:
+        return diffusion_generator(family, config.diffusion, stored)
+    lines, states = directory / "metrics.jsonl", {}
+    for method in (WARM_START, DIFFUSION):
+        shapes = functools.partial(
+            initial_state, family, config.diffusion, method, jax.random.key(0)
+        )
+        states[method] = _restored(folder / method, shapes)
+        metrics.drop_lines_after(lines, method, int(states[method].step) if states[method] else 0)
 
     def after_chunk(progress):
         line = {"method": progress.method, "step": progress.step, **progress.metrics}
         metrics.append_line(lines, line)
         on_progress(progress)
 
+    saved = time.monotonic()
+
+    def keep(method, state):
+        nonlocal saved
+        states[method], steps = state, int(state.step)
+        if steps == config.diffusion.updates or time.monotonic() - saved > _SAVE_SECONDS:
+            _save(folder / method, steps, state, config)
+            saved = time.monotonic()
+
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
-    generator = train_diffusion(family, config.diffusion, key, on_progress=after_chunk)
-    checkpoint.save(
-        folder, config.diffusion.updates, _named(generator.params), dataclasses.asdict(config)
-    )
+    try:
+        generator = train_diffusion(
+            family,
+            config.diffusion,
+            key,
+            on_progress=after_chunk,
+            states=states,
+            on_state=keep,
+        )
+    except KeyboardInterrupt:
+        for method, state in states.items():
+            if state is not None:
+                _save(folder / method, int(state.step), state, config)
+        raise
+    _save(folder / "generator", config.diffusion.updates, generator.params, config)
     return generator
+
+
+def _save(folder: pathlib.Path, step: int, tree: PyTree, config: SolveConfig) -> None:
+    checkpoint.save(folder, step, _named(tree), dataclasses.asdict(config), keep=1)
+
+
+def _restored(folder: pathlib.Path, make: Callable[[], PyTree]) -> PyTree | None:
+    """The newest checkpoint, of the shapes of what `make` returns; None without one."""
+    if checkpoint.latest_step(folder) is None:
+        return None
+    template = jax.eval_shape(make)
+    stored = checkpoint.restore(folder, _named(template))[1]
+    return jax.tree.unflatten(jax.tree.structure(template), [stored[n] for n in _named(template)])
 
 
 def _initial(family: ProblemFamily, config: DiffusionConfig) -> PyTree:
@@ -288,7 +333,7 @@ def solve_run(
     directory: str | os.PathLike,
     config: SolveConfig,
     problems: PyTree | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = silent,
     on_stage: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Trains or loads, solves, and writes results.json, solutions.npz and plots.

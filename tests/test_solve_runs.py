@@ -98,6 +98,32 @@ def test_a_second_run_loads_the_generator(run, monkeypatch):
         assert {name: one[name] for name in kept} == {name: other[name] for name in kept}
 
 
+@pytest.mark.slow
+def test_an_interrupted_training_goes_on(tmp_path):
+    """With the same bits, both when it is interrupted in the warm start and after it."""
+    stop_at = [("warm_start", 1), ("diffusion", 1)]
+    config = dataclasses.replace(
+        TINY, diffusion=dataclasses.replace(TINY.diffusion, log_every=1, warm_start=True)
+    )
+    whole = solve_runs.trained_generator(tmp_path / "whole", config)
+
+    def interrupt(progress):
+        if (progress.method, progress.step) in stop_at:
+            stop_at.remove((progress.method, progress.step))
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            solve_runs.trained_generator(tmp_path / "parts", config, interrupt)
+    parts = solve_runs.trained_generator(tmp_path / "parts", config, interrupt)
+    jax.tree.map(np.testing.assert_array_equal, parts.params, whole.params)
+    lines = [
+        [(line["method"], line["step"]) for line in map(json.loads, path.open())]
+        for path in (tmp_path / name / "metrics.jsonl" for name in ("whole", "parts"))
+    ]
+    assert lines[0] == lines[1] and len(lines[0]) == 4
+
+
 def test_another_config_is_refused(run):
     with pytest.raises(ValueError, match="refine_steps is 4 there and 5 here"):
         solve_runs.open_solve_run(run[0], dataclasses.replace(TINY, refine_steps=5))

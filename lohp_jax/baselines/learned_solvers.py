@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lohp_jax.baselines.fitting import RUNS_ONCE, OnProgress, fit, silent
+from lohp_jax.diffusion.fitting import OnProgress, fit, make_optimizer, silent
 from lohp_jax.solvers.multistart import gaussian_starts
 from lohp_jax.solvers.trace import Trace, iterate, make_trace, objective_of
 from lohp_jax.types import ProblemFamily, PyTree
@@ -139,12 +139,12 @@ def train_learned_solver(
         state, values = jax.lax.scan(body, state, length=window)
         return jnp.mean(values), state
 
-    def loss_fn(params, carry, step, key):
+    def loss_fn(params, carry, data, step, key):
         fresh = jax.vmap(begin)(jax.random.split(key, batch_size))
         over = step % (num_steps // window) == 0
         problems, states = jax.tree.map(lambda a, b: jnp.where(over, a, b), fresh, carry)
         losses, states = jax.vmap(run, (None, 0, 0))(params, problems, states)
-        return jnp.mean(losses), (problems, jax.lax.stop_gradient(states))
+        return jnp.mean(losses), ((problems, jax.lax.stop_gradient(states)), {})
 
     def initial(key):
         init_key, carry_key = jax.random.split(key)
@@ -153,14 +153,13 @@ def train_learned_solver(
         seen, _ = _see(kind, state, jnp.zeros_like(state.x))
         return _network(kind).init(init_key, seen, state.hidden), carry
 
-    init_key, key = jax.random.split(key)
     return fit(
         kind,
         loss_fn,
-        *jax.jit(initial, compiler_options=RUNS_ONCE)(init_key),
+        initial,
         key,
         updates=updates,
-        learning_rate=learning_rate,
+        optimizer=make_optimizer(updates, learning_rate),
         log_every=log_every,
         on_progress=on_progress,
     )

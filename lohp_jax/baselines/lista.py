@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from lohp_jax.baselines.fitting import RUNS_ONCE, OnProgress, fit, silent
+from lohp_jax.diffusion.fitting import OnProgress, fit, make_optimizer, silent
 from lohp_jax.solvers.proximal import soft_threshold
 from lohp_jax.types import Generator, ProblemFamily, PyTree
 
@@ -59,28 +59,25 @@ def train_lista(
     _check_family(form, family)
     unroll = {"matrices": _matrices, "steps": _steps}[form](family)
 
-    def loss_fn(params, carry, step, key):
+    def loss_fn(params, carry, data, step, key):
         def one(key):
             problem = family.sample(key, "train")
             x = unroll(params, problem)[-1]
             start_value = family.objective(family.start(problem), problem)
             return family.objective(x, problem) / start_value
 
-        return jnp.mean(jax.vmap(one)(jax.random.split(key, batch_size))), carry
-
-    start_key, key = jax.random.split(key)
+        return jnp.mean(jax.vmap(one)(jax.random.split(key, batch_size))), (carry, {})
 
     def start(key):
-        return _start(form, family, family.sample(key, "train"), num_layers)
+        return _start(form, family, family.sample(key, "train"), num_layers), ()
 
     params = fit(
         "lista",
         loss_fn,
-        jax.jit(start, compiler_options=RUNS_ONCE)(start_key),
-        (),
+        start,
         key,
         updates=updates,
-        learning_rate=learning_rate,
+        optimizer=make_optimizer(updates, learning_rate),
         log_every=log_every,
         on_progress=on_progress,
     )

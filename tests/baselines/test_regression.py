@@ -32,8 +32,3 @@ def test_regression_solves_new_problems_without_a_key(small_quadratic, alpha):
 
     reached, started = values(problems).mean(axis=0)
     assert 0 < reached < 0.05 * started
-
-
-def test_rejects_an_empty_pool(small_quadratic):
-    with pytest.raises(ValueError, match="pool must be at least 1, got 0"):
-        train_regression(small_quadratic, dataclasses.replace(CONFIG, pool=0), KEY)
