@@ -53,6 +53,7 @@ class FitState(NamedTuple):
 
 OnProgress = Callable[[Progress], None]
 OnState = Callable[[str, FitState], None]
+LossFn = Callable[..., tuple[jax.Array, tuple[PyTree, dict[str, jax.Array]]]]
 Start = Callable[[jax.Array], tuple[PyTree, PyTree]]
 
 
@@ -87,9 +88,29 @@ def first_state(
     return FitState(params, params, carry, optimizer.init(params), jnp.zeros((), jnp.int32)), key
 
 
+def make_update(
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, ema: float = 0.0
+) -> Callable[..., tuple[FitState, dict[str, jax.Array]]]:
+    """Builds `(state, key, data) -> (state, metrics)`, pure; `key` is the same in all updates."""
+
+    def update(state, key, data):
+        step_key = jax.random.fold_in(key, state.step)
+        (loss, (carry, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, state.carry, data, state.step, step_key
+        )
+        changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, changes)
+        decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
+        mean = optax.incremental_update(params, state.ema, 1.0 - decay)
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads), **metrics}
+        return FitState(params, mean, carry, opt_state, state.step + 1), metrics
+
+    return update
+
+
 def fit(
     method: str,
-    loss_fn: Callable[..., tuple[jax.Array, tuple[PyTree, dict[str, jax.Array]]]],
+    loss_fn: LossFn,
     start: Start,
     key: jax.Array,
     *,
@@ -125,21 +146,11 @@ def fit(
     if log_every < 1:
         raise ValueError(f"{method}: log_every must be at least 1, got {log_every}.")
 
-    def update(key, data, state, _):
-        step_key = jax.random.fold_in(key, state.step)
-        (loss, (carry, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, state.carry, data, state.step, step_key
-        )
-        changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, changes)
-        decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
-        mean = optax.incremental_update(params, state.ema, 1.0 - decay)
-        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads), **metrics}
-        return FitState(params, mean, carry, opt_state, state.step + 1), metrics
+    update = make_update(loss_fn, optimizer, ema)
 
     @functools.partial(jax.jit, static_argnames="count")
     def run_chunk(state, key, data, count):
-        return jax.lax.scan(functools.partial(update, key, data), state, length=count)
+        return jax.lax.scan(lambda state, _: update(state, key, data), state, length=count)
 
     begin = jax.jit(functools.partial(first_state, start, optimizer), compiler_options=_RUNS_ONCE)
     fresh, key = begin(key)

@@ -18,6 +18,7 @@ from lohp_jax.diffusion.fitting import (
     first_state,
     fit,
     make_optimizer,
+    make_update,
     silent,
 )
 from lohp_jax.diffusion.generator import (
@@ -76,6 +77,38 @@ def train_diffusion(
     return diffusion_generator(family, config, params | {"warm": warm})
 
 
+def train_params(family: ProblemFamily, config: DiffusionConfig, key: jax.Array) -> PyTree:
+    """`train_diffusion` as one pure function, for `jax.vmap` over keys: an ensemble, or an ablation.
+
+    Nothing is reported on the way and nothing is checked; where training diverges, params are NaN.
+
+    Args:
+      family: the problems.
+      config: settings.
+      key: as in `train_diffusion`, which gives the same params up to rounding.
+
+    Returns: params of `diffusion_generator`.
+    """
+    pool_key, more_key, warm_key, train_key = jax.random.split(key, 4)
+    pool, warm = solved_pool(family, config, pool_key), None
+    if config.warm_start:
+        warm = _scan_denoiser(WARM_START, family, regression_config(config), None, pool, warm_key)
+        some = solved_pool(family, config, more_key, RESIDUALS)
+        warm = warm | {"scale": _residual_size(family, config, warm, some)}
+    return _scan_denoiser(DIFFUSION, family, config, warm, pool, train_key) | {"warm": warm}
+
+
+def _scan_denoiser(method, family, config, warm, pool, key) -> PyTree:
+    """`fit_denoiser` in one scan."""
+    optimizer = _optimizer(config)
+    update = make_update(_batch_loss(method, family, config, warm), optimizer, config.ema)
+    state, key = first_state(functools.partial(_start, family, config), optimizer, key)
+    scanned = jax.lax.scan(
+        lambda s, _: (update(s, key, pool)[0], None), state, length=config.updates
+    )
+    return scanned[0].ema
+
+
 def solved_pool(
     family: ProblemFamily, config: DiffusionConfig, key: jax.Array, count: int | None = None
 ) -> Solved | None:
@@ -111,18 +144,9 @@ def fit_denoiser(
 
     Returns: `{"network", "gates"}`.
     """
-    problem_loss = make_loss(family, config, warm, regression=method != DIFFUSION)
-
-    def loss_fn(params, carry, pool, step, key):
-        batch_key, loss_key = jax.random.split(key)
-        items = _draw(family, config, pool, batch_key)
-        keys = jax.random.split(loss_key, config.batch_size)
-        losses, metrics = jax.vmap(problem_loss, (None, 0, 0))(params, items, keys)
-        return jnp.mean(losses), (carry, jax.tree.map(jnp.mean, metrics))
-
     return fit(
         method,
-        loss_fn,
+        _batch_loss(method, family, config, warm),
         functools.partial(_start, family, config),
         key,
         updates=config.updates,
@@ -140,6 +164,20 @@ def initial_state(
     """The state of a method before its first update; its shapes are those of every later one."""
     config = config if method == DIFFUSION else regression_config(config)
     return first_state(functools.partial(_start, family, config), _optimizer(config), key)[0]
+
+
+def _batch_loss(method, family, config, warm):
+    """`(params, carry, pool, step, key) -> (loss, (carry, metrics))`, the mean over a batch."""
+    problem_loss = make_loss(family, config, warm, regression=method != DIFFUSION)
+
+    def loss_fn(params, carry, pool, step, key):
+        batch_key, loss_key = jax.random.split(key)
+        items = _draw(family, config, pool, batch_key)
+        keys = jax.random.split(loss_key, config.batch_size)
+        losses, metrics = jax.vmap(problem_loss, (None, 0, 0))(params, items, keys)
+        return jnp.mean(losses), (carry, jax.tree.map(jnp.mean, metrics))
+
+    return loss_fn
 
 
 def _start(family, config, key):

@@ -16,7 +16,7 @@ from lohp_jax.diffusion.loss import make_loss
 from lohp_jax.diffusion.oracle import OracleConfig, solved
 from lohp_jax.diffusion.sampler import sample
 from lohp_jax.diffusion.schedule import Schedule
-from lohp_jax.diffusion.training import initial_params, train_diffusion
+from lohp_jax.diffusion.training import initial_params, train_diffusion, train_params
 from lohp_jax.generation import generate
 from lohp_jax.types import Composite
 
@@ -99,6 +99,23 @@ def test_generate_and_sample_agree_with_apply(quadratic, trained):
     np.testing.assert_allclose(points[0], one, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"guidance must be 0 or weights of parts.* got 0\.5"):
         generate(generator, problem, KEY, guidance=0.5)
+
+
+def test_an_ensemble_trains_in_one_call_and_a_training_goes_on_from_its_state(quadratic):
+    """Members are those of `train_diffusion`; a state from which one goes on changes no bit."""
+    config = dataclasses.replace(SMALL, updates=4, log_every=2, pool=16, batch_size=8)
+    keys = jax.random.split(KEY, 2)
+    members = jax.jit(jax.vmap(functools.partial(train_params, quadratic, config)))(keys)
+    states = []
+    whole = train_diffusion(quadratic, config, keys[1], on_state=lambda *at: states.append(at))
+    jax.tree.map(
+        lambda many, one: np.testing.assert_allclose(many[1], one, rtol=2e-4, atol=2e-6),
+        members,
+        whole.params,
+    )
+    assert [int(state.step) for _, state in states] == [2, 4]
+    part = train_diffusion(quadratic, config, keys[1], states=dict(states[:1]))
+    jax.tree.map(np.testing.assert_array_equal, part.params, whole.params)
 
 
 @pytest.mark.slow
