@@ -42,6 +42,8 @@ LAYERS = 10
 """Of LISTA."""
 ROUNDS, MOST_EVALUATIONS = 4, 4
 """Pairs of products in an evaluation of the denoiser for LASSO, and evaluations."""
+DEEP = 2 * ROUNDS
+"""Pairs of a deep one, which is evaluated half as often."""
 SAMPLER_STEPS = 10
 PROBES = 8
 """Points where the features of shifted families look at f and its gradient."""
@@ -82,8 +84,8 @@ LASSO_CONFIG = DiffusionConfig(
     learning_rate=3e-3,
     ema=0.99,
 )
-UNROLLED_CONFIG = dataclasses.replace(
-    LASSO_CONFIG, network=NetworkConfig("lasso", width=32, depth=2 * ROUNDS)
+DEEP_CONFIG = dataclasses.replace(
+    LASSO_CONFIG, network=NetworkConfig("lasso", width=32, depth=DEEP)
 )
 DENSE_CONFIG = dataclasses.replace(
     LASSO_CONFIG, network=NetworkConfig(width=256), learning_rate=1e-3
@@ -118,7 +120,7 @@ def _solve_regression(problem_set: ProblemSet, budget: int):
 
 
 def _solve_unrolled(problem_set: ProblemSet, budget: int):
-    pairs = 2 * ROUNDS + 1
+    pairs = DEEP + 1
 
     def run(generator, problem, key):
         x = generator.apply(generator.params, problem)
@@ -127,10 +129,10 @@ def _solve_unrolled(problem_set: ProblemSet, budget: int):
     return run
 
 
-def _solve_diffusion_lasso(problem_set: ProblemSet, budget: int):
+def _solve_diffusion_lasso(problem_set: ProblemSet, budget: int, rounds: int = ROUNDS):
     """A few evaluations from z = 0 (the minimum is one), then FISTA; one pair more is for A^T b."""
-    evaluations = min((budget - 1) // ROUNDS, MOST_EVALUATIONS)
-    pairs = evaluations * ROUNDS + 1
+    evaluations = min((budget - 1) // rounds, MOST_EVALUATIONS * ROUNDS // rounds)
+    pairs = evaluations * rounds + 1
 
     def run(generator, problem, key):
         x = generator.apply(generator.params, problem, key, temperature=0.0, num_steps=evaluations)
@@ -221,13 +223,19 @@ METHODS: dict[str, Method] = {
     ),
     "regression_unrolled": Method(
         _solve_unrolled,
-        _train_with(train_regression, UNROLLED_CONFIG),
+        _train_with(train_regression, DEEP_CONFIG),
         is_lasso,
         set_up=f"{POWER_ITERATION}, {EIGENVALUE}",
     ),
     "diffusion": Method(
         _solve_diffusion_lasso,
         _train_with(train_diffusion, LASSO_CONFIG),
+        is_lasso,
+        set_up=f"{POWER_ITERATION}, {EIGENVALUE}",
+    ),
+    "diffusion_deep": Method(
+        functools.partial(_solve_diffusion_lasso, rounds=DEEP),
+        _train_with(train_diffusion, DEEP_CONFIG),
         is_lasso,
         set_up=f"{POWER_ITERATION}, {EIGENVALUE}",
     ),

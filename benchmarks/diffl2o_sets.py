@@ -224,3 +224,12 @@ def make_set(name: str, oracles: pathlib.Path | None) -> ProblemSet:
             found = [k for k in file.files if k.startswith(f"{prefix}/")]
             arrays = {k.removeprefix(f"{prefix}/"): file[k] for k in found} or None
     return make(arrays=arrays)
+
+
+def sized_set(kind: Literal["lasso", "ackley"], size: int) -> ProblemSet:
+    """Generated instances in any dimension: LASSO with half as many rows, each A its own, or Ackley."""
+    return (
+        _lasso_set(size // 2, size, 0.1, None)
+        if kind == "lasso"
+        else _shifted_set(kind, size, None)
+    )

@@ -197,6 +197,19 @@ def trained_generator(
     return generator
 
 
+def load_solver(directory: str | os.PathLike) -> Generator:
+    """The generator that `lohp solve` left in a directory; its `family` names what it was trained on.
+
+    Raises: FileNotFoundError if there is none, ValueError if it is damaged.
+    """
+    if checkpoint.latest_step(pathlib.Path(directory) / "checkpoints" / "generator") is None:
+        raise FileNotFoundError(
+            f"load_solver: expected a trained generator in {os.fspath(directory)!r}, got none; make one "
+            "with `lohp solve --out DIR`."
+        )
+    return trained_generator(directory, read_solve_config(directory))
+
+
 def _save(folder: pathlib.Path, step: int, tree: PyTree, config: SolveConfig) -> None:
     checkpoint.save(folder, step, _named(tree), dataclasses.asdict(config), keep=1)
 

@@ -11,6 +11,7 @@ import pytest
 from lohp_jax import cli, solve_runs
 from lohp_jax.diffusion.config import DiffusionConfig
 from lohp_jax.diffusion.denoiser import NetworkConfig
+from lohp_jax.generation import generate
 from lohp_jax.tasks import make_problem
 
 TINY = solve_runs.SolveConfig(
@@ -88,6 +89,16 @@ def test_calls_are_counted(run):
     assert more == (3 + 1) * 4
 
 
+def test_the_generator_loads_and_knows_its_family(run, tmp_path):
+    generator = solve_runs.load_solver(run[0])
+    assert generator.family == "lasso_5x10" and generator.config == TINY.diffusion
+    other = make_problem("rastrigin_2").sample(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"lasso_5x10: expected .*\['A', 'b', 'penalty'\], got"):
+        generate(generator, other, jax.random.key(0))
+    with pytest.raises(FileNotFoundError, match=r"expected a trained generator .*`lohp solve"):
+        solve_runs.load_solver(tmp_path)
+
+
 @pytest.mark.slow
 def test_a_second_run_loads_the_generator(run, monkeypatch):
     directory, results = run
@@ -142,6 +153,12 @@ def test_another_config_is_refused(run):
 def test_bad_settings(options, message):
     with pytest.raises(ValueError, match=message):
         solve_runs.SolveConfig(**options)
+
+
+def test_another_family_is_refused_in_a_directory(run, capsys):
+    """The checkpoint of one family is never used for another."""
+    code, _, err = lohp(capsys, "solve", "--out", run[0], "--resume", "--family", "lasso_fixed")
+    assert code == 2 and "lasso_5x10 there and lasso_fixed here" in err.replace("'", "")
 
 
 def test_fista_needs_a_proximal_map():

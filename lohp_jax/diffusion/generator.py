@@ -1,6 +1,7 @@
 """From trained params to denoisers and generators: what is diffused, and what is seen of a problem."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -51,7 +52,27 @@ def diffusion_generator(
     def apply(params, context, key, **options):
         return path(params, context, key, **options)[-1]
 
-    return Generator(apply, params, family.name, config, family.check, path)
+    check = functools.partial(_check_problem, family, config)
+    return Generator(apply, params, family.name, config, check, path)
+
+
+def _check_problem(family: ProblemFamily, config: DiffusionConfig, problem: PyTree) -> None:
+    """Refuses what the family does, and sizes that the network was not made for."""
+    if family.check is not None:
+        family.check(problem)
+    if config.network.kind == "lasso":
+        return
+    trained = jax.eval_shape(family.sample, jax.random.key(0))
+    for (path, one), leaf in zip(
+        jax.tree.leaves_with_path(trained), jax.tree.leaves(problem), strict=True
+    ):
+        if one.shape != jnp.shape(leaf):
+            raise ValueError(
+                f"{family.name}: expected {jax.tree_util.keystr(path, simple=True)} of shape "
+                f"{list(one.shape)}, as in training, got {list(jnp.shape(leaf))}; a denoiser of kind "
+                f"{config.network.kind!r} serves one size, so train one for this size (of a LASSO, kind "
+                "'lasso' serves all)."
+            )
 
 
 def make_denoiser(family: ProblemFamily, config: DiffusionConfig) -> Denoiser:

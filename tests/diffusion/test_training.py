@@ -118,6 +118,21 @@ def test_an_ensemble_trains_in_one_call_and_a_training_goes_on_from_its_state(qu
     jax.tree.map(np.testing.assert_array_equal, part.params, whole.params)
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
+        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"b": np.zeros(3)}, r"expected b of shape \[2\], as in training, got \[3\]; .* one size"),
+    ],
+)
+def test_what_a_generator_cannot_do(quadratic, trained, options, message):
+    problem = {"b": options.get("b", np.zeros(2))}
+    options = {name: value for name, value in options.items() if name != "b"}
+    with pytest.raises(ValueError, match=message):
+        generate(trained[0], problem, KEY, **options)
+
+
 @pytest.mark.slow
 def test_both_wells_are_found(two_wells):
     """In the shares that the label solver has; their mean is no solution."""

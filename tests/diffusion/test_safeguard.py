@@ -1,0 +1,54 @@
+"""Refinement is never worse than the same optimizer from its own start, whatever is proposed."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lohp_jax.diffusion.refine import refine
+from lohp_jax.solve_runs import preset, refiner_of
+from lohp_jax.solvers.trace import objective_of
+from lohp_jax.tasks import PROBLEMS, make_problem
+
+QUICK = ("lasso_5x10", "rastrigin_2")
+COUNT, STEPS = 1000, 5
+
+
+def proposals(family, problem, key):
+    """`[4, n]`: one near, one far away, one out of range and one of NaN."""
+    centre, scale = family.frame(problem)
+    noise = jax.random.normal(key, (2, *centre.shape))
+    near, far = centre + scale * noise[0], centre + 100.0 * scale * noise[1]
+    return jnp.stack([near, far, jnp.full_like(near, 1e30), jnp.full_like(near, jnp.nan)])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PROBLEMS],
+)
+def test_never_worse_than_the_baseline(name):
+    """On 1,000 random problems; the baseline is run apart, so its rounding may differ."""
+    family = make_problem(name)
+    count = COUNT if family.init(jax.random.key(0)).size <= 1000 else 100
+    one = jax.tree.map(lambda leaf: leaf[None], family.sample(jax.random.key(0)))
+    runner = refiner_of(preset(name), family, one)
+
+    def both(key):
+        problem_key, key = jax.random.split(key)
+        problem = family.sample(problem_key, "held_out")
+        start, solver = family.start(problem), functools.partial(runner, problem)
+        objective = objective_of(family, problem)
+        x0 = proposals(family, problem, key)
+        result = refine(objective, x0, solver, STEPS, baseline=start)
+        alone = solver(start, STEPS)
+        return result.value, objective(result.x), alone.values.min(), objective(x0[0])
+
+    keys = jax.random.split(jax.random.key(1), count)
+    solve = jax.jit(lambda keys: jax.lax.map(both, keys, batch_size=100))
+    value, again, baseline, proposed = map(np.asarray, solve(keys))
+    assert np.isfinite(value).all()
+    np.testing.assert_allclose(again, value, rtol=1e-4, atol=1e-4)
+    room = 1e-4 * (1 + np.abs(baseline))
+    assert (value <= baseline + room).all() and (value <= proposed + room).all()
