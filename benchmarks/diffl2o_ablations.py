@@ -24,14 +24,14 @@ import numpy as np
 from diffl2o_sets import ProblemSet, make_set, sized_set
 
 from lohp_jax.diffusion.config import DiffusionConfig
-from lohp_jax.diffusion.denoiser import NetworkConfig
+from lohp_jax.diffusion.denoiser import DenoiserConfig
 from lohp_jax.diffusion.generator import diffusion_generator
 from lohp_jax.diffusion.guidance import GuidanceConfig, gradient_calls
 from lohp_jax.diffusion.oracle import OracleConfig
 from lohp_jax.diffusion.refine import refine
 from lohp_jax.diffusion.sampler import SAMPLERS
 from lohp_jax.diffusion.schedule import Schedule
-from lohp_jax.diffusion.training import train_params
+from lohp_jax.diffusion.training import diffusion_params
 from lohp_jax.files import write_atomically
 from lohp_jax.runs import environment
 from lohp_jax.solvers.multistart import gaussian_starts
@@ -51,10 +51,10 @@ DIMENSIONS = (2, 10, 30, 50, 100, 200)
 LASSO, RASTRIGIN = "lasso25x50_fixedA_0.1", "rastrigin_n2"
 BASES = {
     LASSO: DiffusionConfig(
-        network=NetworkConfig(width=256), pool=4096, batch_size=128, updates=2000, ema=0.99
+        network=DenoiserConfig(width=256), pool=4096, batch_size=128, updates=2000, ema=0.99
     ),
     RASTRIGIN: DiffusionConfig(
-        network=NetworkConfig(width=128),
+        network=DenoiserConfig(width=128),
         pool=4096,
         batch_size=256,
         updates=2000,
@@ -65,7 +65,7 @@ BASES = {
 SWEEPS = {
     "lasso_dimension": dataclasses.replace(
         BASES[LASSO],
-        network=NetworkConfig("lasso", width=32, depth=4),
+        network=DenoiserConfig("lasso", width=32, depth=4),
         learning_rate=3e-3,
         pool=2048,
         batch_size=64,
@@ -161,7 +161,7 @@ class Trainer:
             config = dataclasses.replace(config, updates=2, pool=4, batch_size=2)
         place = problem_set.training_name, config
         if place not in self._known:
-            train = functools.partial(train_params, problem_set.training, config)
+            train = functools.partial(diffusion_params, problem_set.training, config)
             began = time.perf_counter()
             params = jax.block_until_ready(jax.jit(jax.vmap(train))(self._keys))
             self._known[place] = params, time.perf_counter() - began

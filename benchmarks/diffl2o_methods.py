@@ -27,7 +27,7 @@ from lohp_jax.baselines.learned_solvers import run_learned_solver, train_learned
 from lohp_jax.baselines.lista import train_lista
 from lohp_jax.baselines.regression import train_regression
 from lohp_jax.diffusion.config import DiffusionConfig
-from lohp_jax.diffusion.denoiser import POWER_STEPS, NetworkConfig
+from lohp_jax.diffusion.denoiser import POWER_STEPS, DenoiserConfig
 from lohp_jax.diffusion.guidance import GuidanceConfig, gradient_calls
 from lohp_jax.diffusion.refine import refine
 from lohp_jax.diffusion.training import train_diffusion
@@ -77,7 +77,7 @@ def _refined(problem_set, problem, x, num_steps, pairs, network_calls) -> Answer
 
 
 LASSO_CONFIG = DiffusionConfig(
-    network=NetworkConfig("lasso", width=32, depth=ROUNDS),
+    network=DenoiserConfig("lasso", width=32, depth=ROUNDS),
     pool=8192,
     batch_size=128,
     updates=3000,
@@ -85,13 +85,13 @@ LASSO_CONFIG = DiffusionConfig(
     ema=0.99,
 )
 DEEP_CONFIG = dataclasses.replace(
-    LASSO_CONFIG, network=NetworkConfig("lasso", width=32, depth=DEEP)
+    LASSO_CONFIG, network=DenoiserConfig("lasso", width=32, depth=DEEP)
 )
 DENSE_CONFIG = dataclasses.replace(
-    LASSO_CONFIG, network=NetworkConfig(width=256), learning_rate=1e-3
+    LASSO_CONFIG, network=DenoiserConfig(width=256), learning_rate=1e-3
 )
 WELLS_CONFIG = DiffusionConfig(
-    network=NetworkConfig(width=128), pool=8192, batch_size=256, updates=3000, ema=0.995, alpha=0.9
+    network=DenoiserConfig(width=128), pool=8192, batch_size=256, updates=3000, ema=0.995, alpha=0.9
 )
 
 

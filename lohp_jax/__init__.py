@@ -7,6 +7,9 @@ Every stage is a pure function over pytrees that `jax.jit` and `jax.vmap` accept
 grouped by stage; the modules they come from hold the rest.
 """
 
+from lohp_jax.baselines.learned_solvers import run_learned_solver, train_learned_solver
+from lohp_jax.baselines.lista import train_lista
+from lohp_jax.baselines.regression import train_regression
 from lohp_jax.codec import Codec, make_codec, standard_scale
 from lohp_jax.data import image_set
 from lohp_jax.data.folders import folder_images
@@ -14,13 +17,14 @@ from lohp_jax.data.images import ImageSet
 from lohp_jax.data.lane import Drive, read_drive, render_drive
 from lohp_jax.data.volume import read_volume, resample_volume, synthetic_volume
 from lohp_jax.diffusion.config import DiffusionConfig
+from lohp_jax.diffusion.denoiser import DenoiserConfig
 from lohp_jax.diffusion.generator import diffusion_generator
 from lohp_jax.diffusion.guidance import GuidanceConfig
 from lohp_jax.diffusion.oracle import OracleConfig
 from lohp_jax.diffusion.refine import refine
 from lohp_jax.diffusion.sampler import Denoiser, sample
 from lohp_jax.diffusion.schedule import Schedule
-from lohp_jax.diffusion.training import train_diffusion
+from lohp_jax.diffusion.training import diffusion_params, train_diffusion
 from lohp_jax.generation import generate, load, policy_generator
 from lohp_jax.optimizers import make_optimizer
 from lohp_jax.optimizers.blends import constant_blend, graft
@@ -38,6 +42,7 @@ from lohp_jax.optimizers.trust import hub_trust
 from lohp_jax.optimizers.velo import celo, celo_adam, velo
 from lohp_jax.policy.hybrid import PRESETS, HybridConfig, Policy, hybrid_loss
 from lohp_jax.policy.network import NetworkConfig, make_policy_network
+from lohp_jax.solve_runs import load_solver
 from lohp_jax.solvers.descent import lbfgs, run_optax
 from lohp_jax.solvers.multistart import gaussian_starts, multistart
 from lohp_jax.solvers.newton import damped_newton
@@ -121,7 +126,10 @@ __all__ = [
     "run_optax",
     "multistart",
     "gaussian_starts",
-    "refine",
+    "train_lista",
+    "train_regression",
+    "train_learned_solver",
+    "run_learned_solver",
     # optimizers
     "make_optimizer",
     "sam",
@@ -163,10 +171,14 @@ __all__ = [
     "Denoiser",
     "sample",
     "DiffusionConfig",
+    "DenoiserConfig",
     "GuidanceConfig",
     "OracleConfig",
     "train_diffusion",
+    "diffusion_params",
     "diffusion_generator",
+    "refine",
+    "load_solver",
     # policy
     "HybridConfig",
     "PRESETS",

@@ -19,7 +19,7 @@ import optax
 
 from lohp_jax.checks import check_option
 from lohp_jax.diffusion.config import DiffusionConfig
-from lohp_jax.diffusion.denoiser import NetworkConfig, product_pairs
+from lohp_jax.diffusion.denoiser import DenoiserConfig, product_pairs
 from lohp_jax.diffusion.fitting import OnProgress, silent
 from lohp_jax.diffusion.generator import diffusion_generator, regression_config
 from lohp_jax.diffusion.guidance import GuidanceConfig, gradient_calls
@@ -87,7 +87,7 @@ def preset(family: str) -> SolveConfig:
     """
     check_option("solve", "family", family, PROBLEMS)
     if family.startswith("lasso"):
-        network = NetworkConfig(kind="lasso", width=32, depth=6)
+        network = DenoiserConfig(kind="lasso", width=32, depth=6)
         return SolveConfig(family, diffusion=DiffusionConfig(network=network, num_steps=4))
     guidance = GuidanceConfig(parts=("parameters", "smoothed_gradient"))
     return SolveConfig(

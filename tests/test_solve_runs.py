@@ -10,7 +10,7 @@ import pytest
 
 from lohp_jax import cli, solve_runs
 from lohp_jax.diffusion.config import DiffusionConfig
-from lohp_jax.diffusion.denoiser import NetworkConfig
+from lohp_jax.diffusion.denoiser import DenoiserConfig
 from lohp_jax.generation import generate
 from lohp_jax.tasks import make_problem
 
@@ -20,7 +20,7 @@ TINY = solve_runs.SolveConfig(
     num_samples=3,
     refine_steps=4,
     diffusion=DiffusionConfig(
-        network=NetworkConfig(kind="lasso", width=8, depth=1),
+        network=DenoiserConfig(kind="lasso", width=8, depth=1),
         pool=8,
         batch_size=4,
         updates=2,

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from lohp_jax.checks import check_option
-from lohp_jax.diffusion.denoiser import NetworkConfig
+from lohp_jax.diffusion.denoiser import DenoiserConfig
 from lohp_jax.diffusion.guidance import GuidanceConfig
 from lohp_jax.diffusion.oracle import OracleConfig
 from lohp_jax.diffusion.sampler import SAMPLERS
@@ -18,7 +18,7 @@ class DiffusionConfig:
     prediction: Prediction = "x0"
     """What the denoiser predicts: "x0", "eps" or "v"."""
     schedule: Schedule = Schedule()
-    network: NetworkConfig = NetworkConfig()
+    network: DenoiserConfig = DenoiserConfig()
     guidance: GuidanceConfig = GuidanceConfig()
     oracle: OracleConfig = OracleConfig()
     training: Literal["stateless", "rollout"] = "stateless"

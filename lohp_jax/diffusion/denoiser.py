@@ -24,7 +24,7 @@ POWER_STEPS = 15  # of the power iteration that bounds a LASSO's curvature
 
 
 @dataclasses.dataclass(frozen=True)
-class NetworkConfig:
+class DenoiserConfig:
     """Kind and sizes of the denoiser."""
 
     kind: Literal["mlp", "lasso", "unet"] = "mlp"
@@ -37,7 +37,7 @@ class NetworkConfig:
     """Entries of x in a token of "unet"."""
 
     def __post_init__(self):
-        check_option("NetworkConfig", "kind", self.kind, NETWORKS)
+        check_option("DenoiserConfig", "kind", self.kind, NETWORKS)
         for name in ("width", "depth", "channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -58,7 +58,7 @@ class Network(NamedTuple):
     apply: Callable[..., jax.Array]
 
 
-def make_network(config: NetworkConfig) -> Network:
+def make_network(config: DenoiserConfig) -> Network:
     """Builds the denoiser of a config. "lasso" wants problems `{"A", "b", "penalty"}`; it says x_0."""
     forward = {"mlp": _mlp, "lasso": _lasso, "unet": _unet}[config.kind]
     network = hk.without_apply_rng(
@@ -68,7 +68,7 @@ def make_network(config: NetworkConfig) -> Network:
     return Network(prepare, network.init, network.apply)
 
 
-def _mlp(config: NetworkConfig, z: jax.Array, log_snr: jax.Array, condition: Condition):
+def _mlp(config: DenoiserConfig, z: jax.Array, log_snr: jax.Array, condition: Condition):
     """Residual blocks over everything at once, modulated by the noise level and the condition."""
     situation = _embed(config.width, log_snr, condition)
     seen = [z, condition.vectors.reshape(-1), condition.features, condition.scalars]
@@ -82,7 +82,7 @@ def _mlp(config: NetworkConfig, z: jax.Array, log_snr: jax.Array, condition: Con
     return hk.Linear(len(z), w_init=jnp.zeros, name="output")(jax.nn.silu(h))
 
 
-def _unet(config: NetworkConfig, z: jax.Array, log_snr: jax.Array, condition: Condition):
+def _unet(config: DenoiserConfig, z: jax.Array, log_snr: jax.Array, condition: Condition):
     """The U-Net of the policy, over `channels` entries of x to a token, padded with zeros."""
     situation = _embed(config.width, log_snr, condition)
     columns = jnp.concatenate([z[:, None], condition.vectors], axis=-1)
@@ -93,7 +93,7 @@ def _unet(config: NetworkConfig, z: jax.Array, log_snr: jax.Array, condition: Co
     return out.reshape(-1)[: len(z)]
 
 
-def _lasso(config: NetworkConfig, z: jax.Array, log_snr: jax.Array, condition: Condition):
+def _lasso(config: DenoiserConfig, z: jax.Array, log_snr: jax.Array, condition: Condition):
     """Rounds of ISTA, y <- soft(v - g, t), v = y + β (y - y before), whose step, threshold and β bend.
 
     In each round one dense layer, shared by all coordinates, sees what ISTA sees of a coordinate and a
@@ -166,7 +166,7 @@ def prepare_lasso(problem: PyTree, centre: jax.Array, scale: jax.Array) -> dict[
     }
 
 
-def product_pairs(config: NetworkConfig, num_evaluations: int) -> int:
+def product_pairs(config: DenoiserConfig, num_evaluations: int) -> int:
     """Products with A and A^T, in pairs, that "lasso" takes for one problem: rounds and preparation."""
     return config.depth * num_evaluations + POWER_STEPS + 2
 

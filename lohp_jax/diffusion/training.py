@@ -77,7 +77,7 @@ def train_diffusion(
     return diffusion_generator(family, config, params | {"warm": warm})
 
 
-def train_params(family: ProblemFamily, config: DiffusionConfig, key: jax.Array) -> PyTree:
+def diffusion_params(family: ProblemFamily, config: DiffusionConfig, key: jax.Array) -> PyTree:
     """`train_diffusion` as one pure function, for `jax.vmap` over keys: an ensemble, or an ablation.
 
     Nothing is reported on the way and nothing is checked; where training diverges, params are NaN.

@@ -6,10 +6,10 @@ import pytest
 
 from lohp_jax.baselines.regression import train_regression
 from lohp_jax.diffusion.config import DiffusionConfig
-from lohp_jax.diffusion.denoiser import NetworkConfig
+from lohp_jax.diffusion.denoiser import DenoiserConfig
 
 CONFIG = DiffusionConfig(
-    network=NetworkConfig(width=32, depth=1),
+    network=DenoiserConfig(width=32, depth=1),
     pool=512,
     batch_size=64,
     updates=200,

@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 from lohp_jax.diffusion.denoiser import (
-    NetworkConfig,
+    DenoiserConfig,
     make_network,
     prepare_lasso,
     product_pairs,
@@ -16,7 +16,7 @@ from lohp_jax.diffusion.denoiser import (
 )
 from lohp_jax.diffusion.guidance import Condition
 
-CONFIG = NetworkConfig("lasso", width=8, depth=3)
+CONFIG = DenoiserConfig("lasso", width=8, depth=3)
 LEVEL = jnp.float32(1.5)
 ALPHA = (1 + np.exp(-1.5)) ** -0.5
 
@@ -162,7 +162,7 @@ def test_soft_threshold_equals_its_definition():
 
 @pytest.mark.parametrize("kind, size", [("mlp", 3), ("unet", 9)])
 def test_dense_networks_start_at_zero_and_everything_reaches_the_output(kind, size):
-    network = make_network(NetworkConfig(kind, width=8, depth=2, channels=4))
+    network = make_network(DenoiserConfig(kind, width=8, depth=2, channels=4))
     rng = np.random.default_rng(0)
     z, vectors = (jnp.float32(rng.normal(size=s)) for s in ((size,), (size, 2)))
     condition = Condition((), jnp.ones(()), jnp.ones(3), vectors, jnp.ones(4))
@@ -196,4 +196,4 @@ def test_dense_networks_start_at_zero_and_everything_reaches_the_output(kind, si
 )
 def test_bad_sizes_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        NetworkConfig(**options)
+        DenoiserConfig(**options)

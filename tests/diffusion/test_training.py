@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 
 from lohp_jax.diffusion.config import DiffusionConfig
-from lohp_jax.diffusion.denoiser import NetworkConfig
+from lohp_jax.diffusion.denoiser import DenoiserConfig
 from lohp_jax.diffusion.generator import make_denoiser, to_points
 from lohp_jax.diffusion.guidance import GuidanceConfig
 from lohp_jax.diffusion.loss import make_loss
 from lohp_jax.diffusion.oracle import OracleConfig, solved
 from lohp_jax.diffusion.sampler import sample
 from lohp_jax.diffusion.schedule import Schedule
-from lohp_jax.diffusion.training import initial_params, train_diffusion, train_params
+from lohp_jax.diffusion.training import diffusion_params, initial_params, train_diffusion
 from lohp_jax.generation import generate
 from lohp_jax.types import Composite
 
 SMALL = DiffusionConfig(
-    network=NetworkConfig(width=24, depth=1),
+    network=DenoiserConfig(width=24, depth=1),
     pool=256,
     batch_size=32,
     updates=300,
@@ -105,7 +105,7 @@ def test_an_ensemble_trains_in_one_call_and_a_training_goes_on_from_its_state(qu
     """Members are those of `train_diffusion`; a state from which one goes on changes no bit."""
     config = dataclasses.replace(SMALL, updates=4, log_every=2, pool=16, batch_size=8)
     keys = jax.random.split(KEY, 2)
-    members = jax.jit(jax.vmap(functools.partial(train_params, quadratic, config)))(keys)
+    members = jax.jit(jax.vmap(functools.partial(diffusion_params, quadratic, config)))(keys)
     states = []
     whole = train_diffusion(quadratic, config, keys[1], on_state=lambda *at: states.append(at))
     jax.tree.map(
@@ -228,7 +228,7 @@ def test_labels_and_trajectories_are_those_of_the_family(quadratic):
         (DiffusionConfig, {"learning_rate": 0.0}, "learning_rate must be finite and positive"),
         (
             DiffusionConfig,
-            {"network": NetworkConfig("lasso"), "prediction": "eps"},
+            {"network": DenoiserConfig("lasso"), "prediction": "eps"},
             r"prediction must be 'x0' with network\.kind='lasso', got 'eps'",
         ),
         (OracleConfig, {"solutions": 0.0}, r"one of them positive, got \(0\.0, 0\.0, 0\.0\)"),
