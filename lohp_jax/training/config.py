@@ -139,6 +139,7 @@ METHODS = (
     "cloning",
     "hypernetwork",
     "hypernetwork_regression",
+    "lo_di",
     "paper_literal",
 )
 """The learned methods."""

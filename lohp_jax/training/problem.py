@@ -10,7 +10,9 @@ import numpy as np
 
 from lohp_jax.baselines.cloning import cloning_loss
 from lohp_jax.baselines.hypernetwork import regression_loss, task_loss
+from lohp_jax.baselines.weight_diffusion import denoising_loss
 from lohp_jax.codec import make_codec, standard_scale
+from lohp_jax.diffusion.schedule import level_features
 from lohp_jax.policy.hybrid import PRESETS, Example, Policy, hybrid_loss
 from lohp_jax.policy.network import make_policy_network
 from lohp_jax.tasks import make_family
@@ -89,7 +91,10 @@ def make_frame(store: Store, theta_0: Params) -> Frame:
 
 
 def make_policy(config: RunConfig, family: TaskFamily, frame: Frame, method: str) -> Policy:
-    """The policy that `method` trains; hypernetworks are policies of a single step."""
+    """The policy that `method` trains; hypernetworks are policies of a single step.
+
+    The network of `lo_di` is told a noise level in place of a step.
+    """
     channels = config.network.channels
     codec = make_codec(
         frame.theta_0,
@@ -109,6 +114,7 @@ def make_policy(config: RunConfig, family: TaskFamily, frame: Frame, method: str
         codec.lay_out(unit),
         num_steps=num_steps,
         num_optimizers=len(config.prepare.optimizers),
+        step_features=level_features if method == "lo_di" else None,
     )
     objective = PRESETS["paper_literal"] if method == "paper_literal" else config.balance
     return Policy(network, codec, objective, num_steps)
@@ -143,6 +149,7 @@ def make_objective(config: RunConfig, family: TaskFamily, policy: Policy, method
         "cloning": cloning,
         "hypernetwork": task,
         "hypernetwork_regression": functools.partial(regression_loss, policy),
+        "lo_di": functools.partial(denoising_loss, policy),
         "paper_literal": balance,
     }
     return objectives[method]
