@@ -134,7 +134,8 @@ def make_policy_network(
         def init(context):
             embedding = encode(context, 1.0)
             zero = jnp.zeros((), jnp.int32)
-            return heads(embedding, zero, zero, jnp.zeros((codec.length, channels)))
+            step = zero if step_features is None else jnp.zeros(())
+            return heads(embedding, zero, step, jnp.zeros((codec.length, channels)))
 
         return init, (encode, heads)
 
