@@ -40,8 +40,8 @@ def generate(
         "labels": [n]}` with at least one example of every label.
       key: randomness of the samples.
       num_samples: independent samples.
-      temperature: factor of the policy's standard deviations; 0 follows its means, so that all
-        samples agree.
+      temperature: factor of the policy's standard deviations, or of a diffusion's noise; 0 follows
+        the means, so that all samples agree.
       num_steps: how many of the policy's N steps to take, for a diffusion how many noise levels;
         None for N.
       guidance: how far to exaggerate the effect of the context; 0 leaves it as trained. A policy

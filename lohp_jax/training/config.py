@@ -140,6 +140,7 @@ METHODS = (
     "hypernetwork",
     "hypernetwork_regression",
     "lo_di",
+    "lo_op",
     "paper_literal",
 )
 """The learned methods."""
