@@ -3,11 +3,13 @@
 import functools
 import math
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from lohp_jax.baselines.weight_diffusion import denoise_from_noise
 from lohp_jax.policy.hybrid import Policy, roll_out
 from lohp_jax.tasks.support import canonical_order, check_context, relabel
 from lohp_jax.training import checkpoint
@@ -38,9 +40,10 @@ def generate(
         "labels": [n]}` with at least one example of every label.
       key: randomness of the samples.
       num_samples: independent samples.
-      temperature: factor of the policy's standard deviations; 0 follows its means, so that all
-        samples agree.
-      num_steps: how many of the policy's N steps to take; None for all.
+      temperature: factor of the policy's standard deviations, or of a diffusion's noise; 0 follows
+        the means, so that all samples agree.
+      num_steps: how many of the policy's N steps to take, for a diffusion how many noise levels;
+        None for N.
       guidance: how far to exaggerate the effect of the context; 0 leaves it as trained. A policy
         takes it only if it was trained with condition dropout; baselines ignore it.
 
@@ -77,7 +80,13 @@ def _generate(generator, context, key, temperature, num_samples, num_steps, guid
 
 
 def policy_generator(
-    policy: Policy, family: TaskFamily, params: dict, optimizer: jax.Array, config: Any = None
+    policy: Policy,
+    family: TaskFamily,
+    params: dict,
+    optimizer: jax.Array,
+    config: Any = None,
+    *,
+    walk: Callable[..., jax.Array] = roll_out,
 ) -> Generator:
     """Wraps a trained policy as a `Generator`.
 
@@ -91,14 +100,11 @@ def policy_generator(
       params: of the policy's network.
       optimizer: int32 scalar, the default kind of trajectory.
       config: kept with the generator.
+      walk: makes the states, with the arguments of `roll_out`; the last one is the result.
     """
 
     def path(params, context, key, *, temperature=0.0, num_steps=None, guidance=0.0):
-        """Weights at every step of the roll-out, leading axis `num_steps + 1`."""
-        if num_steps is not None and not 1 <= num_steps <= policy.num_steps:
-            raise ValueError(
-                f"generate: num_steps must be between 1 and {policy.num_steps}, got {num_steps}."
-            )
+        """Weights at every state of the walk; a roll-out has `num_steps + 1`."""
         if guidance and not policy.config.condition_dropout:
             raise ValueError(
                 f"generate: guidance must be 0, got {guidance}: this policy was never trained without "
@@ -107,7 +113,7 @@ def policy_generator(
         network_params, default = params
         ordered, rank = canonical_order(family, context)
         encode = functools.partial(policy.network.encode, network_params, ordered)
-        states = roll_out(
+        states = walk(
             policy,
             network_params,
             encode(1.0),
@@ -160,7 +166,8 @@ def load(directory: str | pathlib.Path, method: str = "lohp") -> Generator:
     _, saved = checkpoint.restore(folder, expected)
     policy = make_policy(config, family, saved["frame"], method)
     params, optimizer = saved["state"].params, saved["frame"].optimizer
-    return policy_generator(policy, family, params, optimizer, config)
+    walk = denoise_from_noise if method == "lo_di" else roll_out
+    return policy_generator(policy, family, params, optimizer, config, walk=walk)
 
 
 def _untrained(config: RunConfig, family: TaskFamily, method: str) -> dict:

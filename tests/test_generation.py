@@ -240,7 +240,7 @@ def test_one_compilation_per_shape_and_setting():
     ],
 )
 def test_a_bad_option_says_what_is_expected(options, message):
-    with pytest.raises(ValueError, match=f"generate: {message}"):
+    with pytest.raises(ValueError, match=f"(generate|roll_out): {message}"):
         generate(make_generator(), context_of(make_family("linear")), KEY, **options)
 
 

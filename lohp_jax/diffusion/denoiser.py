@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from lohp_jax.checks import check_option
 from lohp_jax.diffusion.guidance import Condition
-from lohp_jax.diffusion.schedule import alpha_sigma
+from lohp_jax.diffusion.schedule import alpha_sigma, level_features
 from lohp_jax.policy.unet import UNet
 from lohp_jax.solvers.proximal import soft_threshold
 from lohp_jax.types import PyTree
@@ -173,9 +173,7 @@ def product_pairs(config: DenoiserConfig, num_evaluations: int) -> int:
 
 def _embed(width: int, log_snr: jax.Array, condition: Condition) -> jax.Array:
     """`[width]`: noise level, in Fourier features, and everything that is said once per problem."""
-    angles = log_snr / 10.0 * jnp.pi * 2.0 ** jnp.arange(-1, 5)
-    level = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
-    seen = jnp.concatenate([level, condition.scalars, condition.features])
+    seen = jnp.concatenate([level_features(log_snr), condition.scalars, condition.features])
     return hk.nets.MLP([width, width], activate_final=True, activation=jax.nn.silu, name="embed")(
         seen
     )

@@ -209,7 +209,13 @@ def roll_out(
       guidance: g.
 
     Returns: `[num_steps + 1, length, channels]` states.
+
+    Raises: ValueError for a `num_steps` that is not between 1 and N.
     """
+    if num_steps is not None and not 1 <= num_steps <= policy.num_steps:
+        raise ValueError(
+            f"roll_out: num_steps must be between 1 and {policy.num_steps}, got {num_steps}."
+        )
     count = policy.num_steps if num_steps is None else num_steps
     keys = jax.random.split(key, count + 1)
     shape = policy.codec.mask.shape

@@ -78,7 +78,13 @@ class PolicyNetwork(NamedTuple):
 
 
 def make_policy_network(
-    codec: Codec, config: NetworkConfig, start: jax.Array, *, num_steps: int, num_optimizers: int
+    codec: Codec,
+    config: NetworkConfig,
+    start: jax.Array,
+    *,
+    num_steps: int,
+    num_optimizers: int,
+    step_features: Callable[[jax.Array], jax.Array] | None = None,
 ) -> PolicyNetwork:
     """Builds the network of a policy over the tokens of `codec`.
 
@@ -89,6 +95,8 @@ def make_policy_network(
         labels of an untrained head apart.
       num_steps: N; each step has an embedding of its own.
       num_optimizers: how many kinds of trajectories there are to imitate.
+      step_features: `(step) -> [F]`, for steps that are no numbers below N, such as noise levels: an
+        affine map of these features is then the embedding.
     """
     channels = codec.mask.shape[1]
     num_labels = max(1, codec.num_classes)
@@ -103,10 +111,15 @@ def make_policy_network(
         seen = where_read(codec, class_means(context, num_labels))
         return keep * embedding + (1 - keep) * unknown, keep * seen
 
+    def embed_step(step):
+        if step_features is None:
+            return hk.Embed(num_steps, config.embedding, name="step")(step)
+        return hk.Linear(config.embedding, name="step")(step_features(step))
+
     def heads(embedding, optimizer, step, state):
         embedding, seen = embedding
         style = hk.Embed(num_optimizers, config.embedding, name="optimizer")(optimizer)
-        time = hk.Embed(num_steps, config.embedding, name="step")(step)
+        time = embed_step(step)
         situation = jnp.broadcast_to(style + time, (num_labels, config.embedding))
         situation = jnp.concatenate([situation, identity], axis=-1)
         gain, offset = jnp.split(hk.Linear(2 * config.embedding)(situation), 2, axis=-1)
@@ -121,7 +134,8 @@ def make_policy_network(
         def init(context):
             embedding = encode(context, 1.0)
             zero = jnp.zeros((), jnp.int32)
-            return heads(embedding, zero, zero, jnp.zeros((codec.length, channels)))
+            step = zero if step_features is None else jnp.zeros(())
+            return heads(embedding, zero, step, jnp.zeros((codec.length, channels)))
 
         return init, (encode, heads)
 

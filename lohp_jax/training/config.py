@@ -139,6 +139,8 @@ METHODS = (
     "cloning",
     "hypernetwork",
     "hypernetwork_regression",
+    "lo_di",
+    "lo_op",
     "paper_literal",
 )
 """The learned methods."""

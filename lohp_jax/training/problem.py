@@ -1,5 +1,6 @@
 """What a learned method is trained on: the policy in its frame, the data set, the objective."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -10,8 +11,10 @@ import numpy as np
 
 from lohp_jax.baselines.cloning import cloning_loss
 from lohp_jax.baselines.hypernetwork import regression_loss, task_loss
+from lohp_jax.baselines.weight_diffusion import denoising_loss
 from lohp_jax.codec import make_codec, standard_scale
-from lohp_jax.policy.hybrid import PRESETS, Example, Policy, hybrid_loss
+from lohp_jax.diffusion.schedule import level_features
+from lohp_jax.policy.hybrid import PRESETS, Example, HybridConfig, Policy, hybrid_loss
 from lohp_jax.policy.network import make_policy_network
 from lohp_jax.tasks import make_family
 from lohp_jax.training.config import RunConfig
@@ -89,7 +92,11 @@ def make_frame(store: Store, theta_0: Params) -> Frame:
 
 
 def make_policy(config: RunConfig, family: TaskFamily, frame: Frame, method: str) -> Policy:
-    """The policy that `method` trains; hypernetworks are policies of a single step."""
+    """The policy that `method` trains; hypernetworks are policies of a single step.
+
+    The network of `lo_di` is told a noise level in place of a step; it samples with `denoise_from_noise`
+    in place of `roll_out`.
+    """
     channels = config.network.channels
     codec = make_codec(
         frame.theta_0,
@@ -109,9 +116,18 @@ def make_policy(config: RunConfig, family: TaskFamily, frame: Frame, method: str
         codec.lay_out(unit),
         num_steps=num_steps,
         num_optimizers=len(config.prepare.optimizers),
+        step_features=level_features if method == "lo_di" else None,
     )
-    objective = PRESETS["paper_literal"] if method == "paper_literal" else config.balance
-    return Policy(network, codec, objective, num_steps)
+    return Policy(network, codec, _balance_of(config, method), num_steps)
+
+
+def _balance_of(config: RunConfig, method: str) -> HybridConfig:
+    """The config's, but for the published form, and for Lo-Op, balance on the policy's states alone."""
+    if method == "paper_literal":
+        return PRESETS["paper_literal"]
+    if method == "lo_op":
+        return dataclasses.replace(config.balance, off_policy=0.0, on_policy=1.0)
+    return config.balance
 
 
 def make_dataset(config: RunConfig, store: Store, policy: Policy) -> Dataset:
@@ -143,6 +159,8 @@ def make_objective(config: RunConfig, family: TaskFamily, policy: Policy, method
         "cloning": cloning,
         "hypernetwork": task,
         "hypernetwork_regression": functools.partial(regression_loss, policy),
+        "lo_di": functools.partial(denoising_loss, policy),
+        "lo_op": balance,
         "paper_literal": balance,
     }
     return objectives[method]

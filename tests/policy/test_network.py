@@ -32,11 +32,16 @@ CONTEXT = {
 STATE = RNG.normal(size=CODEC.mask.shape).astype(np.float32)
 
 
-def make(codec=CODEC, start=None, **config):
+def make(codec=CODEC, start=None, step_features=None, **config):
     start = jnp.zeros(codec.mask.shape) if start is None else start
     config = NetworkConfig(**{"widths": (8,), "embedding": 8, **config})
     return make_policy_network(
-        codec, config, start, num_steps=NUM_STEPS, num_optimizers=NUM_OPTIMIZERS
+        codec,
+        config,
+        start,
+        num_steps=NUM_STEPS,
+        num_optimizers=NUM_OPTIMIZERS,
+        step_features=step_features,
     )
 
 
@@ -100,6 +105,15 @@ def test_each_input_changes_every_head(heads):
     }.items():
         for head, values in zip(Heads._fields, changed, strict=True):
             assert np.abs(values - getattr(base, head)).max() > 1e-3, (name, head)
+
+
+def test_a_step_is_known_by_its_features_if_there_are_any():
+    call = compiled(make(trunk="mlp", step_features=lambda level: jnp.stack([level, level**2])))
+    base = call(step=0.5)
+    assert difference(call(step=0.7), base) > 1e-3
+    assert difference(call(step=-0.5), base) > 1e-3
+    even = compiled(make(trunk="mlp", step_features=lambda level: level[None] ** 2))
+    assert difference(even(step=-0.5), even(step=0.5)) == 0
 
 
 def test_permuting_labels_and_blocks_permutes_the_heads(heads):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lohp_jax.diffusion.schedule import level_features
 from lohp_jax.policy.hybrid import PRESETS, Example
 from lohp_jax.policy.network import NetworkConfig
 from lohp_jax.training import problem
@@ -131,15 +132,31 @@ def test_tokens_are_standardised_ends(store, policy):
 def test_policy_of_each_method(family, theta_0, store, method):
     policy = make_policy(CONFIG, family, make_frame(store, theta_0), method)
     assert policy.num_steps == (1 if method.startswith("hypernetwork") else 2)
-    literal = method == "paper_literal"
-    assert policy.config == (PRESETS["paper_literal"] if literal else CONFIG.balance)
+    on_policy = dataclasses.replace(CONFIG.balance, off_policy=0.0, on_policy=1.0)
+    objectives = {"paper_literal": PRESETS["paper_literal"], "lo_op": on_policy}
+    assert policy.config == objectives.get(method, CONFIG.balance)
     np.testing.assert_array_equal(policy.codec.decode(policy.codec.encode(theta_0))["head"]["w"], 0)
+
+
+def test_the_network_of_lo_di_is_told_a_noise_level(family, theta_0, store):
+    key, frame = jax.random.key(0), make_frame(store, theta_0)
+    context = jax.eval_shape(lambda: family.context(family.sample(key), key))
+
+    def parameter_of_the_step(method):
+        policy = make_policy(CONFIG, family, frame, method)
+        return {
+            n: p.shape for n, p in jax.eval_shape(policy.network.init, key, context)["step"].items()
+        }
+
+    assert parameter_of_the_step("cloning") == {"embeddings": (2, 8)}
+    assert parameter_of_the_step("lo_di") == {"w": (len(level_features(0.0)), 8), "b": (8,)}
 
 
 @pytest.fixture
 def losses(monkeypatch):
     """Each objective replaced by a weight times a draw from its key."""
     weights = {"hybrid_loss": 1.0, "cloning_loss": 10.0, "task_loss": 100.0, "regression_loss": 7.0}
+    weights["denoising_loss"] = 3.0
 
     def replace(name, weight):
         def loss(*arguments):
@@ -180,6 +197,8 @@ def test_terms_of_a_weighted_objective(losses, family, policy, method, settings,
         ("cloning", 10, "cloning_loss"),
         ("hypernetwork", 100, "task_loss"),
         ("hypernetwork_regression", 7, "regression_loss"),
+        ("lo_di", 3, "denoising_loss"),
+        ("lo_op", 1, "hybrid_loss"),
         ("paper_literal", 1, "hybrid_loss"),
     ],
 )
