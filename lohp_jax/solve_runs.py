@@ -69,6 +69,8 @@ class SolveConfig:
     """Its steps from every proposal, and from the baseline's start."""
     diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
     """Of the generator."""
+    training_family: str | None = None
+    """Family to train on, if another: LASSO of any size, for a denoiser of kind "lasso"."""
 
     def __post_init__(self):
         check_option("solve", "family", self.family, PROBLEMS)
@@ -78,6 +80,15 @@ class SolveConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.refine_steps < 0:
             raise ValueError(f"refine_steps must be 0 or more, got {self.refine_steps}.")
+        if self.training_family in (None, self.family):
+            return
+        check_option("solve", "training_family", self.training_family, PROBLEMS)
+        both = self.family, self.training_family
+        if self.diffusion.network.kind != "lasso" or not all(f.startswith("lasso") for f in both):
+            raise ValueError(
+                f"training_family must be {self.family!r} or unset, got {self.training_family!r}; only "
+                "a denoiser of kind 'lasso' serves another family, and that LASSO."
+            )
 
 
 def preset(family: str) -> SolveConfig:
@@ -87,12 +98,25 @@ def preset(family: str) -> SolveConfig:
     """
     check_option("solve", "family", family, PROBLEMS)
     if family.startswith("lasso"):
-        network = DenoiserConfig(kind="lasso", width=32, depth=6)
-        return SolveConfig(family, diffusion=DiffusionConfig(network=network, num_steps=4))
-    guidance = GuidanceConfig(parts=("parameters", "smoothed_gradient"))
-    return SolveConfig(
-        family, num_samples=64, refine_steps=20, diffusion=DiffusionConfig(guidance=guidance)
+        diffusion = DiffusionConfig(
+            network=DenoiserConfig(kind="lasso", width=32, depth=8),
+            pool=8192,
+            learning_rate=3e-3,
+            ema=0.99,
+            num_steps=2,
+        )
+        small = "lasso" if family == "lasso_250x500" else None
+        return SolveConfig(family, num_samples=1, diffusion=diffusion, training_family=small)
+    diffusion = DiffusionConfig(
+        network=DenoiserConfig(width=128),
+        guidance=GuidanceConfig(("smoothed_gradient",)),
+        alpha=0.9,
+        pool=8192,
+        batch_size=256,
+        updates=3000,
+        ema=0.995,
     )
+    return SolveConfig(family, num_samples=64, refine_steps=20, diffusion=diffusion)
 
 
 class Solved(NamedTuple):
@@ -148,14 +172,13 @@ def trained_generator(
     Raises: ValueError if a checkpoint is damaged; FloatingPointError if training diverges;
       KeyboardInterrupt after saving, if interrupted.
     """
-    directory, family = pathlib.Path(directory), make_problem(config.family)
-    folder, shapes = (
-        directory / "checkpoints",
-        functools.partial(_initial, family, config.diffusion),
-    )
+    served = make_problem(config.family)
+    family = make_problem(config.training_family or config.family)
+    directory, folder = pathlib.Path(directory), pathlib.Path(directory) / "checkpoints"
+    shapes = functools.partial(_initial, family, config.diffusion)
     stored = _restored(folder / "generator", shapes)
     if stored is not None:
-        return diffusion_generator(family, config.diffusion, stored)
+        return diffusion_generator(served, config.diffusion, stored)
     lines, states = directory / "metrics.jsonl", {}
     for method in (WARM_START, DIFFUSION):
         shapes = functools.partial(
@@ -194,7 +217,7 @@ def trained_generator(
                 _save(folder / method, int(state.step), state, config)
         raise
     _save(folder / "generator", config.diffusion.updates, generator.params, config)
-    return generator
+    return diffusion_generator(served, config.diffusion, generator.params)
 
 
 def load_solver(directory: str | os.PathLike) -> Generator:

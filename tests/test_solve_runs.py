@@ -148,6 +148,10 @@ def test_another_config_is_refused(run):
         ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
         ({"num_problems": 0}, "num_problems must be at least 1, got 0"),
         ({"refine_steps": -1}, "refine_steps must be 0 or more, got -1"),
+        (
+            {"training_family": "lasso"},
+            "training_family must be 'lasso_fixed' or unset, got 'lasso'",
+        ),
     ],
 )
 def test_bad_settings(options, message):
@@ -159,6 +163,15 @@ def test_another_family_is_refused_in_a_directory(run, capsys):
     """The checkpoint of one family is never used for another."""
     code, _, err = lohp(capsys, "solve", "--out", run[0], "--resume", "--family", "lasso_fixed")
     assert code == 2 and "lasso_5x10 there and lasso_fixed here" in err.replace("'", "")
+
+
+@pytest.mark.slow
+def test_a_lasso_trained_at_one_size_serves_another(tmp_path):
+    config = dataclasses.replace(TINY, family="lasso", training_family="lasso_5x10")
+    generator = solve_runs.trained_generator(tmp_path, config)
+    problem = make_problem("lasso").sample(jax.random.key(0), "held_out")
+    assert generator.family == "lasso"
+    assert generate(generator, problem, jax.random.key(0)).shape == (1, 50)
 
 
 def test_fista_needs_a_proximal_map():
