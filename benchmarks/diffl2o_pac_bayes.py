@@ -18,10 +18,12 @@ import json
 import pathlib
 import sys
 import time
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import diffl2o_pac_report
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -59,6 +61,8 @@ SPREADS = tuple(float(s) for s in np.geomspace(0.003, 0.3, 6))
 """Standard deviations of prior and posterior; one is chosen, the bound pays for all."""
 LAST = "output"
 """The layer that has a posterior."""
+PENALTY_SPREAD = 0.03
+"""The standard deviation by which the posterior's training counts its KL."""
 DELTA, DELTA_DRAWS = 0.05, 0.01
 
 
@@ -100,13 +104,11 @@ class Study(NamedTuple):
 
     Attributes:
       train: `(runs, pool) -> trained`, of the instances of all seeds.
-      measure: `(runs, pool, held_out, trained) -> {name: [runs]}`, with "gibbs" `[runs, spreads]`.
-      gibbs: `(trained, held_out, spread [runs]) -> [runs]`, held-out loss of the posterior.
+      evaluate: `(params, last, spread, where, keys, pool) -> [runs]`, mean bounded losses; see `_mean`.
     """
 
-    train: Any
-    measure: Any
-    gibbs: Any
+    train: Callable[..., PyTree]
+    evaluate: Callable[..., jax.Array]
 
 
 def known_family(family: ProblemFamily) -> ProblemFamily:
@@ -159,43 +161,35 @@ def make_study(family: ProblemFamily, width: int, effort: Effort) -> Study:
     )
     known = known_family(family)
     train = make_training(known, config, lambda key: initial_params(family, config, key))
-    losses = functools.partial(_losses, known, diffusion_generator(known, config, {}))
-    measure = functools.partial(_measure, losses, effort.draws)
+    mean = functools.partial(_mean, known, diffusion_generator(known, config, {}))
 
-    def gibbs(trained, held_out, spread, seed):
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(7), seed), len(held_out.value))
-        return losses(trained["prior"], trained["posterior"], spread, held_out, keys).mean()
+    @jax.jit
+    def train_all(runs, pool):
+        return jax.vmap(lambda run: train(run, jax.tree.map(lambda leaf: leaf[run.seed], pool)))(
+            runs
+        )
 
-    def of(runs, pool):
-        return jax.tree.map(lambda leaf: leaf[runs.seed], pool)
+    @jax.jit
+    def evaluate(params, last, spread, where, keys, pool):
+        each = (params, last, spread, where, keys)
+        return jax.lax.map(lambda one: mean(*one, pool), each)
 
-    return Study(
-        jax.jit(lambda runs, pool: jax.vmap(lambda run: train(run, of(run, pool)))(runs)),
-        jax.jit(
-            lambda runs, pool, held_out, trained: jax.lax.map(
-                lambda pair: measure(pair[0], of(pair[0], pool), held_out, pair[1]),
-                (runs, trained),
-            )
-        ),
-        jax.jit(
-            lambda runs, held_out, trained, spread: jax.lax.map(
-                lambda each: gibbs(each[0], held_out, each[1], each[2]),
-                (trained, spread, runs.seed),
-            )
-        ),
-    )
+    return Study(train_all, evaluate)
 
 
-def make_training(known: ProblemFamily, config: DiffusionConfig, initial):
-    """Builds `(run, pool) -> {"solver", "prior", "posterior"}`.
+def make_training(
+    known: ProblemFamily, config: DiffusionConfig, initial: Callable[[jax.Array], PyTree]
+) -> Callable[[Run, Solved], PyTree]:
+    """Builds `(run, pool) -> {"solver", "prior", "posterior", "sizes"}`.
 
     The solver is trained on all m instances. The prior is a network trained on the first half, so that
-    it does not know the other; the posterior is its last layer, trained on for all m instances.
+    it does not know the other; the mean of the posterior is its last layer, trained on for all m
+    instances with a penalty of KL / n.
     """
     loss_fn = make_loss(known, config)
     optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.scale_by_adam())
 
-    def fit(run, pool, noise, start, join, instances, updates, key):
+    def fit(run, pool, noise, start, join, updates, penalty, instances, key):
         def update(state, step):
             params, opt_state = state
             row_key, loss_key = jax.random.split(jax.random.fold_in(key, step))
@@ -208,34 +202,36 @@ def make_training(known: ProblemFamily, config: DiffusionConfig, initial):
             def mean_loss(params):
                 metrics = jax.vmap(loss_fn, (None, 0, 0))(join(params), items, keys)[1]
                 mixed = run.alpha * metrics["reconstruction"]
-                return jnp.mean(mixed + (1.0 - run.alpha) * metrics["task"])
+                moved = optax.tree.norm(optax.tree.sub(params, start), squared=True)
+                mixed = jnp.mean(mixed + (1.0 - run.alpha) * metrics["task"])
+                return mixed + penalty * moved, mixed
 
-            value, grads = jax.value_and_grad(mean_loss)(params)
+            grads, value = jax.grad(mean_loss, has_aux=True)(params)
             changes, opt_state = optimizer.update(grads, opt_state, params)
             rate = run.learning_rate * 0.5 * (1.0 + jnp.cos(jnp.pi * step / updates))
             params = jax.tree.map(lambda p, change: p - rate * change, params, changes)
             return (params, opt_state), value
 
         state, values = jax.lax.scan(update, (start, optimizer.init(start)), jnp.arange(updates))
-        return state[0], jnp.mean(values[-updates // 10 :])
+        return state[0], jnp.mean(values[-max(1, updates // 10) :])
 
     def train(run, pool):
-        start_key, copy_key, *keys = jax.random.split(jax.random.key(run.seed), 5)
+        start_key, copy_key, both_key, last_key = jax.random.split(jax.random.key(run.seed), 4)
         start = initial(start_key)
         level_key, noise_key = jax.random.split(copy_key)
         noise = jax.random.uniform(level_key, (BUDGET, 1))
         noise = noise * jax.random.normal(noise_key, (BUDGET, pool.solution.shape[1]))
         part = functools.partial(fit, run, pool, noise)
-        solver, objective = part(start, lambda p: p, run.m, config.updates, keys[0])
-        prior, _ = part(start, lambda p: p, run.m // 2, config.updates, keys[1])
-
-        def join(last):
-            return {**prior, "network": {**prior["network"], LAST: last}}
-
+        both = jax.vmap(functools.partial(part, start, lambda p: p, config.updates, 0.0))
+        networks, objective = both(jnp.stack([run.m, run.m // 2]), jax.random.split(both_key))
+        solver, prior = (jax.tree.map(lambda leaf, i=i: leaf[i], networks) for i in (0, 1))
         last = prior["network"][LAST]
-        posterior, _ = part(last, join, run.m, config.updates // 4, keys[2])
+        penalty = 1.0 / (2.0 * PENALTY_SPREAD**2 * (run.m // 2))
+        updates = max(1, config.updates // 4)
+        join = functools.partial(_with_last, prior)
+        posterior, _ = part(last, join, updates, penalty, run.m, last_key)
         sizes = {
-            "objective": objective,
+            "objective": objective[0],
             "weight_norm": optax.tree.norm(solver["network"]),
             "distance": optax.tree.norm(optax.tree.sub(solver["network"], start["network"])),
             "moved": optax.tree.norm(optax.tree.sub(posterior, last)),
@@ -245,84 +241,88 @@ def make_training(known: ProblemFamily, config: DiffusionConfig, initial):
     return train
 
 
-def _losses(known, generator, params: PyTree, last: PyTree, spread, items: Solved, keys):
-    """Bounded losses, each of sampler noise and of a draw of the last layer of its own, if spread."""
-
-    def one(item, key):
-        sampler_key, *noise_keys = jax.random.split(key, 1 + len(jax.tree.leaves(last)))
-        leaves, form = jax.tree.flatten(last)
-        noise = [jax.random.normal(k, x.shape) for k, x in zip(noise_keys, leaves, strict=True)]
-        drawn = [leaf + spread * other for leaf, other in zip(leaves, noise, strict=True)]
-        network = {**params["network"], LAST: form.unflatten(drawn)}
-        everything = {**params, "network": network, "warm": None}
-        return bounded_loss(known, generator.apply(everything, item.key, sampler_key), item)
-
-    return jax.vmap(one)(items, keys)
+def _with_last(params: PyTree, last: PyTree) -> PyTree:
+    return {**params, "network": {**params["network"], LAST: last}}
 
 
-def _measure(losses, draws: int, run: Run, pool: Solved, held_out: Solved, trained: PyTree) -> dict:
-    """Losses of one run; the other half of the instances certifies."""
-    solver, prior, posterior = (trained[k] for k in ("solver", "prior", "posterior"))
-    key = jax.random.fold_in(jax.random.key(5), run.seed)
+def _mean(known, generator, params, last, spread, where, keys, pool) -> jax.Array:
+    """Mean bounded loss over instances, each as often, with sampler noise and a last layer of its own.
 
-    def mean(params, last, spread, first, count, key):
-        rows = first + jnp.arange(draws) % count
-        items = jax.tree.map(lambda leaf: leaf[rows], pool)
-        return losses(params, last, spread, items, jax.random.split(key, draws)).mean()
+    Args:
+      known: the family.
+      generator: of the family, without params.
+      params: of a network.
+      last: mean of its last layer.
+      spread: standard deviation of the last layer; 0 for none.
+      where: seed, first instance and number of instances in the pool.
+      keys: `[draws]`.
+      pool: instances, `[seeds, instances, ...]`.
+    """
+    seed, first, count = where
+    rows = first + jnp.arange(len(keys)) % count
+    items = jax.tree.map(lambda leaf: leaf[seed][rows], pool)
+    flat, restore = jax.flatten_util.ravel_pytree(last)
 
-    def outside(params, last):
-        keys = jax.random.split(jax.random.key(6), len(held_out.value))
-        return losses(params, last, 0.0, held_out, keys).mean()
+    def loss(item, key):
+        sampler_key, last_key = jax.random.split(key)
+        drawn = restore(flat + spread * jax.random.normal(last_key, flat.shape))
+        x = generator.apply({**_with_last(params, drawn), "warm": None}, item.key, sampler_key)
+        return bounded_loss(known, x, item)
 
-    half, last = run.m // 2, solver["network"][LAST]
-    keys = jax.random.split(key, 3 + len(SPREADS))
-    return trained["sizes"] | {
-        "train": mean(solver, last, 0.0, 0, run.m, keys[0]),
-        "held_out": outside(solver, last),
-        "validation": mean(prior, prior["network"][LAST], 0.0, half, half, keys[1]),
-        "prior_held_out": outside(prior, prior["network"][LAST]),
-        "posterior_held_out": outside(prior, posterior),
-        "gibbs": jax.lax.map(
-            lambda each: mean(prior, posterior, each[0], half, half, each[1]),
-            (jnp.array(SPREADS), keys[3:]),
-        ),
-    }
+    return jax.vmap(loss)(items, keys).mean()
 
 
 def run_cell(study: Study, setting: dict, pool: Solved, held_out: Solved, effort: Effort) -> list:
     """All m and seeds of one setting, as rows."""
     grid = list(itertools.product(AXES["m"], range(effort.seeds)))
-    m, seed = (jnp.array(column) for column in zip(*grid, strict=True))
-    same = [jnp.full(len(grid), setting[k]) for k in ("learning_rate", "alpha", "noise")]
-    runs = Run(m, *same, seed)
-    trained = study.train(runs, pool)
-    found = jax.device_get(study.measure(runs, pool, held_out, trained))
-    rows, chosen = [], []
+    m, seed = (np.array(column) for column in zip(*grid, strict=True))
+    same = [np.full(len(grid), setting[k], np.float32) for k in ("learning_rate", "alpha", "noise")]
+    trained = study.train(Run(m, *same, seed), pool)
+    found = {name: np.asarray(size, float) for name, size in trained["sizes"].items()}
+    outside = jax.tree.map(lambda leaf: leaf[None], held_out)
+    nowhere, half = np.zeros_like(m), m // 2
+
+    def mean(name, last=None, spread=nowhere, first=nowhere, count=None):
+        network = trained[name]
+        last = network["network"][LAST] if last is None else last
+        size = effort.held_out if count is None else effort.draws
+        where = (nowhere, nowhere, nowhere + size) if count is None else (seed, first, count)
+        keys = jax.vmap(lambda s: jax.random.split(jax.random.fold_in(jax.random.key(5), s), size))
+        spread = np.asarray(spread, np.float32)
+        data = outside if count is None else pool
+        values = study.evaluate(network, last, spread, where, keys(seed), data)
+        return np.clip(np.asarray(values, float), 0.0, 1.0)
+
+    posterior = trained["posterior"]
+    found["train"] = mean("solver", count=m)
+    found["held_out"] = mean("solver")
+    found["validation"] = mean("prior", first=half, count=half)
+    found["prior_held_out"] = mean("prior")
+    found["posterior_held_out"] = mean("prior", posterior)
+    gibbs = [mean("prior", posterior, nowhere + s, half, half) for s in SPREADS]
+    rows = []
     for index, (size, number) in enumerate(grid):
         row = {"m": size, "seed": number, **setting}
-        row |= {name: float(v[index]) for name, v in found.items() if name != "gibbs"}
-        best, certificate = certify(row, found["gibbs"][index], effort.draws)
-        chosen.append(SPREADS[best])
-        rows.append(row | certificate)
-    outside = study.gibbs(runs, held_out, trained, jnp.array(chosen))
-    for row, value in zip(rows, jax.device_get(outside), strict=True):
+        row |= {name: float(values[index]) for name, values in found.items()}
+        rows.append(row | certify(row, [values[index] for values in gibbs], effort.draws))
+    spread = np.array([row["spread"] for row in rows])
+    for row, value in zip(rows, mean("prior", posterior, spread), strict=True):
         row["gibbs_held_out"] = float(value)
     return rows
 
 
-def certify(row: dict, gibbs: np.ndarray, draws: int) -> tuple[int, dict]:
-    """Which spread is best, and the bounds: PAC-Bayes, and of the prior's network as on a test set."""
+def certify(row: dict, gibbs: Sequence[float], draws: int) -> dict:
+    """The best spread and its bound; and the bound of the prior's network, as on a test set."""
     n = row["m"] // 2
     divergences = [row["moved"] ** 2 / (2.0 * spread**2) for spread in SPREADS]
-    means = np.clip(gibbs.astype(float), 0.0, 1.0)
     best, bound = best_certificate(
-        means, divergences, num_draws=draws, n=n, delta=DELTA, delta_draws=DELTA_DRAWS
+        gibbs, divergences, num_draws=draws, n=n, delta=DELTA, delta_draws=DELTA_DRAWS
     )
-    return best, {
+    return {
         "n": n,
         "spread": SPREADS[best],
         "divergence": divergences[best],
-        "gibbs": float(means[best]),
+        "gibbs": float(gibbs[best]),
         "bound": bound,
         "test_set_bound": monte_carlo_bound(row["validation"], n, DELTA),
     }
