@@ -49,6 +49,12 @@ def read_grid(cells: dict, axes: dict[str, list], seeds: int) -> Grid | None:
     return grid
 
 
+def known_mean(values: np.ndarray) -> float:
+    """Mean of what is not NaN."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else math.nan
+
+
 def tau_at_fixed_m(x: np.ndarray, y: np.ndarray) -> float:
     """Mean over m, the first axis, of tau over everything else."""
     return float(np.mean([tau(*pair) for pair in zip(x, y, strict=True)]))
@@ -62,9 +68,9 @@ def correlations(grid: Grid, predictor: str, outcome: str) -> dict[str, tuple[fl
     by_seed = np.transpose(by_seed)  # [axes, seeds]
     found = {
         "tau": (tau, x, y),
-        "granulated": (lambda v: float(np.nanmean(v)), by_seed),
-        "along m": (lambda v: float(np.nanmean(v)), by_seed[:1]),
-        "along others": (lambda v: float(np.nanmean(v)), by_seed[1:]),
+        "granulated": (known_mean, by_seed),
+        "along m": (known_mean, by_seed[:1]),
+        "along others": (known_mean, by_seed[1:]),
         "at fixed m": (tau_at_fixed_m, x, y),
     }
     for given, name in GIVEN.items():
@@ -130,7 +136,8 @@ def draw(grids: dict[str, Grid], axes: dict[str, list]) -> matplotlib.figure.Fig
             curves.plot(
                 axes["m"], values.mean(axis=1), marker=".", label=quantity.replace("_", " ")
             )
-        curves.set(xscale="log", xlabel="m, distinct instances", ylabel="mean loss", title=name)
+        curves.set_xscale("log", base=2)
+        curves.set(xlabel="m, distinct instances", ylabel="mean loss", title=name)
         curves.legend(fontsize="small")
         for panel, x, y in ((risk, "bound", "held_out"), (gap, "slack", "gap")):
             for m, each_x, each_y in zip(axes["m"], grid[x], grid[y], strict=True):

@@ -122,8 +122,8 @@ def make_study(family: ProblemFamily, width: int, effort: Effort) -> Study:
     mean = functools.partial(_mean, known, diffusion_generator(known, config, {}))
 
     @jax.jit
-    def train_all(runs, pool):
-        return jax.lax.map(lambda run: train(run, _pick(pool, run.seed)), runs)  # 2x jax.vmap here
+    def train_all(runs, pool):  # a CPU is slower at the batched products of jax.vmap
+        return jax.lax.map(lambda run: train(run, _pick(pool, run.seed)), runs)
 
     @jax.jit
     def evaluate(params, last, spread, where, keys, pool):
