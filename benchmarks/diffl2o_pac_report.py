@@ -17,7 +17,7 @@ OUTCOMES = {
 }
 PREDICTORS = {
     "bound": "PAC-Bayes-kl bound",
-    "slack": "bound minus loss of the posterior on its n instances",
+    "slack": "bound minus the posterior's loss on n instances",
     "kl_over_n": "KL / n",
     "test_set_bound": "test-set bound of the prior's network, same n instances",
     "validation": "loss of the prior's network on them",
