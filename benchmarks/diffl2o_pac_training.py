@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from lohp_jax.diffusion.config import DiffusionConfig
-from lohp_jax.diffusion.denoiser import NetworkConfig
+from lohp_jax.diffusion.denoiser import DenoiserConfig
 from lohp_jax.diffusion.generator import diffusion_generator
 from lohp_jax.diffusion.guidance import GuidanceConfig
 from lohp_jax.diffusion.loss import make_loss
@@ -110,7 +110,7 @@ def bounded_loss(family: ProblemFamily, x: jax.Array, item: Solved) -> jax.Array
 def make_study(family: ProblemFamily, width: int, effort: Effort) -> Study:
     """Compiles what a cell needs."""
     config = DiffusionConfig(
-        network=NetworkConfig(width=width, depth=2),
+        network=DenoiserConfig(width=width, depth=2),
         guidance=GuidanceConfig(dropout=(0.0,)),
         oracle=OracleConfig(solutions=0.0, trajectories=1.0),  # points are given as iterates
         batch_size=effort.batch_size,
