@@ -6,6 +6,7 @@
 A cell is a set, a method, a budget and a seed of its training. Each is written at once and not
 repeated. `--quick` runs everything with next to no training, to see that it runs; its figures mean
 nothing and go to another file. `--throughput` measures instances per second against scikit-learn.
+`benchmarks/diffl2o_report.py` turns results into tables and a picture.
 """
 
 import argparse
@@ -142,26 +143,6 @@ def run_set(name: str, arguments: argparse.Namespace, results: dict, trained: di
                 print(name, method_name, budget, seed, row.get("gap_mean"), row.get("success"))
 
 
-def summarise(results: dict) -> None:
-    """Prints mean and spread over seeds, set by set."""
-    for name, methods in results["cells"].items():
-        print(f"\n{name} ({results['sets'][name]['gap']} gap)")
-        for method, budgets in methods.items():
-            for budget, seeds in budgets.items():
-                rows = [row for row in seeds.values() if row.get("gap_mean") is not None]
-                if not rows:
-                    print(f"  {method:22s} {budget:>4s} failed")
-                    continue
-                gaps, wins = ([row[k] for row in rows] for k in ("gap_mean", "success"))
-                spread = np.std(gaps, ddof=1) if len(gaps) > 1 else 0.0
-                print(
-                    f"  {method:22s} {budget:>4s}  gap {np.mean(gaps):.3g} ± {spread:.2g}"
-                    f"  median {np.mean([row['gap_median'] for row in rows]):.3g}"
-                    f"  success {np.mean(wins):.3f}"
-                    f"  {1e6 * np.mean([row['seconds_per_instance'] for row in rows]):.3g} µs"
-                )
-
-
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -194,7 +175,6 @@ def main() -> None:
     trained: dict = {}
     for name in arguments.sets:
         run_set(name, arguments, results, trained)
-    summarise(results)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
 """Settings of JAX under test: strict shapes, typed keys and compiled programs kept between runs."""
 
+import os
+
 import jax
 import pytest
+
+# most of the tests' time is XLA's; LLVM's optimizations would double it for programs that run once
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
 
 def pytest_configure(config: pytest.Config):

@@ -1,0 +1,175 @@
+"""Tables and a picture of diffl2o.json: `python benchmarks/diffl2o_report.py [--merge FILE ...]`.
+
+Writes diffl2o.md and diffl2o.png beside it. Figures are means over seeds, ± their standard deviation;
+classic solvers that draw nothing have one.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from typing import Any
+
+import matplotlib.figure
+import numpy as np
+
+from lohp_jax.files import write_atomically
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "diffl2o.json"
+SHOWN = {
+    "lasso": ("fista_restart", "coordinate_descent", "lista", "regression_unrolled", "diffusion"),
+    "wells": ("multistart_newton", "centre_newton", "cma", "regression_newton"),
+}
+_GUIDED = ("diffusion_parameters", "diffusion_gradient", "diffusion_smoothed", "diffusion_both")
+
+
+def spread(values: list[float | None], digits: int = 2) -> str:
+    """Mean ± standard deviation, "failed" where one is None."""
+    if None in values:
+        return "failed"
+    mean = f"{np.mean(values):.{digits}g}"
+    return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):.1g}"
+
+
+def table(methods: dict[str, Any], about: dict[str, Any]) -> list[str]:
+    """Rows of one set: a method and a budget each."""
+    relative = about["gap"] == "relative"
+    budget = "pairs" if relative else "K"
+    lines = [
+        f"| method | {budget} | mean gap | median gap | solved | gradients | networks "
+        "| µs an instance | seconds of training |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for method, budgets in methods.items():
+        for size, seeds in budgets.items():
+            rows = list(seeds.values())
+            if any("failed" in row for row in rows):
+                lines.append(f"| {method} | {size} | failed | | | | | | |")
+                continue
+            columns = {key: [row[key] for row in rows] for key in rows[0] if key != "set_up"}
+            cells = (
+                spread(columns["gap_mean"]),
+                f"{np.mean(columns['gap_median']):.2g}",
+                spread(columns["success"], 3),
+                f"{np.mean(columns['gradient_calls']):.0f}",
+                f"{np.mean(columns['network_calls']):.0f}",
+                f"{1e6 * np.median(columns['seconds_per_instance']):.0f}",
+                f"{np.median(columns['training_seconds']):.0f}"
+                if "training_seconds" in columns
+                else "",
+            )
+            lines.append(f"| {method} | {size} | {' | '.join(cells)} |")
+    return lines
+
+
+def page(results: dict[str, Any]) -> str:
+    """All tables, as Markdown."""
+    lines = [
+        "# Diff-L2O",
+        "",
+        "Made by `python benchmarks/diffl2o.py --oracles FILE`; `benchmarks/README.md` says what the "
+        "methods are. Gaps of LASSO are relative, others absolute; solved is the share of gaps under "
+        "0.01. Mean over seeds ± standard deviation. Times are of all instances in one vmapped call on "
+        "one core.",
+        "",
+    ]
+    for name, methods in results["cells"].items():
+        about = results["sets"][name]
+        seeds = max(len(seeds) for budgets in methods.values() for seeds in budgets.values())
+        optima = "proven" if about["certain"] else "the best known"
+        lines += [
+            f"## {name}",
+            "",
+            f"{about['num_instances']} instances, optima {optima}; {seeds} seeds; learned methods "
+            f"trained on `{about['trained_on']}`.",
+            "",
+            *table(methods, about),
+            "",
+        ]
+    if "throughput" in results:
+        lines += _throughput(results["throughput"])
+    return "\n".join(lines)
+
+
+def _throughput(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "## Throughput",
+        "",
+        "LASSO 25x50, each A its own, to a mean gap of 1e-3, one core; times scikit-learn's loop, the "
+        "median of rounds and their range.",
+        "",
+        "| solver | instances | effort | gap | instances a second | times scikit-learn |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        low, high = row["range"]
+        lines.append(
+            f"| {row['solver']} | {row['num_instances']} | {row['effort']:.3g} | {row['gap_mean']:.2g} "
+            f"| {row['instances_per_second']:.0f} | {row['times_scikit_learn']:.3g} "
+            f"({low:.3g} to {high:.3g}) |"
+        )
+    return [*lines, ""]
+
+
+def draw(results: dict[str, Any]) -> matplotlib.figure.Figure:
+    """Gap by pairs of products for sets of LASSO; share of problems solved by K for the others."""
+    names = list(results["cells"])
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = matplotlib.figure.Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
+    for place, name in enumerate(names):
+        axis = figure.add_subplot(rows, columns, place + 1)
+        relative = results["sets"][name]["gap"] == "relative"
+        kind, key = ("lasso", "gap_mean") if relative else ("wells", "success")
+        shown = SHOWN[kind] + (() if relative else _GUIDED)
+        for method in (m for m in shown if m in results["cells"][name]):
+            budgets = results["cells"][name][method]
+            sizes = [int(size) for size in budgets]
+            values = [np.mean([row[key] for row in seeds.values()]) for seeds in budgets.values()]
+            style = "--" if method.startswith("diffusion") else "-"
+            axis.plot(sizes, values, style, marker="o", markersize=3, label=method)
+        axis.set_xscale("log")
+        if relative:
+            axis.set_yscale("log")
+        axis.set(
+            title=name,
+            xlabel="pairs of products" if relative else "proposals K",
+            ylabel="mean relative gap" if relative else "solved",
+        )
+        axis.legend(fontsize=7)
+    return figure
+
+
+def merge(results: dict[str, Any], more: dict[str, Any]) -> None:
+    """Takes the cells of another file into `results`; its own win."""
+    if more["quick"]:
+        raise SystemExit("--merge: expected results of full runs, got one of --quick.")
+    results.setdefault("sets", {}).update(more["sets"])
+    for name, methods in more["cells"].items():
+        for method, budgets in methods.items():
+            for size, seeds in budgets.items():
+                here = results.setdefault("cells", {}).setdefault(name, {})
+                here.setdefault(method, {}).setdefault(size, {}).update(seeds)
+    results |= {key: more[key] for key in ("quick", "environment", "throughput") if key in more}
+
+
+def main() -> None:
+    """Merges, then writes the page and its picture."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
+    parser.add_argument(
+        "--merge", type=pathlib.Path, nargs="*", default=[], help="files to be taken into --results"
+    )
+    arguments = parser.parse_args()
+    path = arguments.results
+    results = json.loads(path.read_text()) if path.exists() else {}
+    for other in arguments.merge:
+        merge(results, json.loads(other.read_text()))
+    if arguments.merge:
+        write_atomically(path, (json.dumps(results) + "\n").encode())
+    write_atomically(path.with_suffix(".md"), page(results).encode())
+    draw(results).savefig(path.with_suffix(".png"), dpi=110)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
