@@ -216,12 +216,18 @@ def gradient_calls(
     """
     on = {p: w for p, w in resolve_weights(config, weights).items() if p in GRADIENTS and w != 0}
     calls = int("gradient" in on)
-    calls += 2 * config.probes * ("smoothed_gradient" in on or _needs_snr(on))
+    calls += 2 * config.probes * ("smoothed_gradient" in on or _needs_snr(config, on))
     return calls * num_evaluations(sampler, num_steps) * num_samples
 
 
-def _needs_snr(weights: Mapping[str, float | str]) -> bool:
-    return any(isinstance(weight, str) for weight in weights.values())
+def _shows_snr(config: GuidanceConfig) -> bool:
+    """Whether the denoiser sees SNRs, in sampling as in training, whatever the weights are."""
+    return config.combination != "fixed"
+
+
+def _needs_snr(config: GuidanceConfig, on: Mapping[str, float | str]) -> bool:
+    """Whether those gradients that are on take probes for their SNR."""
+    return bool(on) and (_shows_snr(config) or any(isinstance(w, str) for w in on.values()))
 
 
 def observe(
@@ -258,7 +264,6 @@ def observe(
     """
     keep = dict.fromkeys(config.parts, 1.0) if keep is None else keep
     on = {part: w for part, w in weights.items() if part in GRADIENTS and w != 0}
-    with_snr = _needs_snr(on)
     gradients = gradients_at(
         objective,
         z,
@@ -267,7 +272,7 @@ def observe(
         parts=tuple(on),
         probes=config.probes,
         around=config.around,
-        with_snr=with_snr,
+        with_snr=_needs_snr(config, on),
     )
     vectors, scalars = [] if previous is None else [previous], []
     for part in (part for part in GRADIENTS if part in config.parts):
@@ -279,7 +284,7 @@ def observe(
         size = jnp.sqrt(jnp.mean(vector**2) + SMALL**2)
         vectors.append(weight * vector / size)
         scalars += [weight, weight * jnp.log(size) / 5.0]
-        scalars.append((weight if with_snr else 0.0) * trust / LARGEST_LOG_SNR)
+        scalars.append((weight if _shows_snr(config) else 0.0) * trust / LARGEST_LOG_SNR)
     known = jnp.float32(weights.get("parameters", 0.0)) * keep.get("parameters", 0.0)
     empty = jnp.zeros((len(z), 0))
     return Condition(
