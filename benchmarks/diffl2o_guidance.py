@@ -45,7 +45,7 @@ from lohp_jax.runs import environment
 from lohp_jax.types import ProblemFamily
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "diffl2o_guidance.json"
-NUM_PROBLEMS = 64
+NUM_PROBLEMS = 128
 
 
 class Bench:
@@ -75,6 +75,7 @@ class Bench:
         begun = time.perf_counter()
         params = jax.block_until_ready(self.trainer(network)(jax.random.key(seed)))
         cell = {"training_seconds": round(time.perf_counter() - begun, 1), "arms": {}}
+        cell["gates"] = {part: np.asarray(gate).tolist() for part, gate in params["gates"].items()}
         key = jax.random.fold_in(jax.random.key(seed), 1)  # the same noise for all arms
         for name, arm in ARMS.items():
             if arm.network != network:

@@ -12,7 +12,13 @@ import optax
 
 from lohp_jax.diffusion.config import DiffusionConfig
 from lohp_jax.diffusion.generator import make_denoiser, make_observer, to_points
-from lohp_jax.diffusion.guidance import GRADIENTS, PARTS, GuidanceConfig, gradient_calls, resolve_weights
+from lohp_jax.diffusion.guidance import (
+    GRADIENTS,
+    PARTS,
+    GuidanceConfig,
+    gradient_calls,
+    resolve_weights,
+)
 from lohp_jax.diffusion.loss import make_loss
 from lohp_jax.diffusion.oracle import solved
 from lohp_jax.diffusion.refine import refine
@@ -44,13 +50,15 @@ NETWORKS = {
     "learned": GuidanceConfig(PARTS, DROPOUT, "learned"),
 }
 """What is trained: parameters alone, or all parts with dropout, in the three combinations."""
-CONFIG = DiffusionConfig(pool=4096, batch_size=128, updates=2000, ema=0.995, alpha=0.9)
+CONFIG = DiffusionConfig(pool=4096, batch_size=128, updates=1500, ema=0.995, alpha=0.9)
 SAMPLER_STEPS = 10
 SAMPLES = 16
 CONTROL_SAMPLES = 48
 """Of the network that sees parameters alone: enough for as many starts as equal calls allow."""
 NEWTON_STEPS, FISTA_STEPS = 20, 10
 SUCCESS = 1e-2
+QUICKLY = {"xla_backend_optimization_level": 1}
+"""Compilation takes more time than anything else; this saves a third of it and nothing runs slower."""
 WEIGHTS = (0.25, 0.5, 1.0)
 """Fixed ones, besides 0."""
 
@@ -172,7 +180,7 @@ def make_trainer(family: ProblemFamily, config: DiffusionConfig) -> Callable[[ja
         (_, ema, _), _ = jax.lax.scan(update, start, jnp.arange(config.updates))
         return ema | {"warm": None}
 
-    return jax.jit(train)
+    return jax.jit(train, compiler_options=QUICKLY)
 
 
 class Problems(NamedTuple):
@@ -200,7 +208,9 @@ def draw_problems(family: ProblemFamily, count: int) -> Problems:
         )
 
     arrays, optimum = jax.device_get(draw(jax.random.split(jax.random.key(2024), count)))
-    return Problems(arrays, optimum, optimum if family.composite is not None else np.ones_like(optimum))
+    return Problems(
+        arrays, optimum, optimum if family.composite is not None else np.ones_like(optimum)
+    )
 
 
 def make_sampler(
@@ -231,7 +241,7 @@ def make_sampler(
         keys = jax.random.split(key, count)
         return jax.vmap(one, (None, 0, 0))(params | {"shown": shown}, problems, keys)
 
-    return jax.jit(run)
+    return jax.jit(run, compiler_options=QUICKLY)
 
 
 def make_refiner(family: ProblemFamily, num_steps: int) -> Callable[..., jax.Array]:
@@ -246,7 +256,7 @@ def make_refiner(family: ProblemFamily, num_steps: int) -> Callable[..., jax.Arr
         raw = jax.vmap(objective)(points)
         return jnp.stack([raw, refine(objective, points, solver, num_steps).values])
 
-    return jax.jit(jax.vmap(one, out_axes=1))
+    return jax.jit(jax.vmap(one, out_axes=1), compiler_options=QUICKLY)
 
 
 def refine_steps(family: ProblemFamily) -> int:
