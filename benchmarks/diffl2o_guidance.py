@@ -1,4 +1,4 @@
-"""Which guidance suits which landscape, and do weights that follow the signal-to-noise ratio keep up?
+"""Compares guidance by landscape: fixed weights of gradients, and weights that follow their SNR.
 
     taskset -c 0 python benchmarks/diffl2o_guidance.py [--sets NAME ...] [--seeds 5] [--results FILE]
         [--quick]

@@ -127,8 +127,8 @@ def _arms() -> dict[str, Arm]:
 
 
 ARMS = _arms()
-"""By name. `gated_*` puts Wiener weights on the network that was trained with fixed ones; `blind_*` hides
-the parameters."""
+"""By name. `gated_*` puts Wiener weights on the network that was trained with fixed ones; `blind_*`
+hides the parameters."""
 
 
 def make_set(name: str) -> ProblemFamily:

@@ -1,10 +1,11 @@
-"""Page and pictures of benchmarks/results/diffl2o_guidance.json: `python benchmarks/diffl2o_guidance_report.py`.
+"""Page and picture of benchmarks/results/diffl2o_guidance.json.
 
 "Success" is the share of held-out problems with a gap under 0.01, the "gap" is the mean of f - f*, for
-LASSO over f*; f* is the objective at the label. "K = 1" is the mean over 16 samples, "K = 16" the best of
-them. Refined is after 20 steps of damped Newton, for LASSO 10 of FISTA. Spreads are standard deviations
-over seeds of training; all seeds and networks share the problems. "Matched" is a network that was trained
-with parameters alone and spends as many gradients as the arm on more starts, for LASSO on more steps.
+LASSO over f*; f* is the objective at the label. "K = 1" is the mean over 16 samples, "K = 16" the best
+of them. Refined is after 20 steps of damped Newton, for LASSO 10 of FISTA. Spreads are standard
+deviations over seeds of training; all seeds and networks share the problems. "Matched" is a network that
+was trained with parameters alone and spends as many gradients as the arm on more starts, for LASSO on
+more steps.
 """
 
 import argparse
@@ -77,7 +78,7 @@ def against_best(
 def verdict(comparison: dict[str, Any]) -> str:
     """In one word."""
     low, high = comparison["interval"]
-    if low <= 0 <= high:
+    if not low > 0 and not high < 0:
         return "level"
     return "ahead" if low > 0 else "**behind**"
 
@@ -207,8 +208,8 @@ def write(path: pathlib.Path) -> None:
         "Mean gap, decades (0.3 is half of the gap):",
         comparison_table(sets, "gap"),
         "## How far gradients can be trusted",
-        "The weight SNR / (1 + SNR) at noisy solutions, median and quartiles over problems, of 256 pairs of "
-        "probes; errors are root mean squares of what 4 pairs give.",
+        "The weight SNR / (1 + SNR) at noisy solutions, median and quartiles over problems, of 256 "
+        "pairs of probes; errors are root mean squares of what 4 pairs give.",
         f"![Wiener weights by noise level]({picture.name})",
         snr_table(results["snr"]),
         "## Set by set",
