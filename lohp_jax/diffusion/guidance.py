@@ -157,14 +157,19 @@ def gate_start(config: GuidanceConfig) -> dict[str, jax.Array]:
     """Parameters of the learned gates: one logistic curve for each gradient, at first Wiener's."""
     if config.combination != "learned":
         return {}
-    wiener = jnp.zeros(6).at[1].set(LARGEST_LOG_SNR)
+    wiener = jnp.zeros(6).at[1].set(1.0)
     return {part: wiener for part in GRADIENTS if part in config.parts}
 
 
 def gate(params: jax.Array, log_snr: jax.Array, gradient_log_snr: jax.Array) -> jax.Array:
-    """Learned weight of a gradient: the sigmoid of a quadratic in λ and log SNR, both over 10."""
+    """Learned weight of a gradient: the sigmoid of 10 times a quadratic in λ and log SNR, both over 10.
+
+    Coefficients of about 1 suit the learning rate of a network: Adam moves each by little more than the
+    sum of the rates, about 1 in a training, which is no change beside a coefficient of 10.
+    """
     a, b = log_snr / 10.0, gradient_log_snr / LARGEST_LOG_SNR
-    return jax.nn.sigmoid(params @ jnp.stack([jnp.ones_like(a), b, a, a * b, a * a, b * b]))
+    terms = jnp.stack([jnp.ones_like(a), b, a, a * b, a * a, b * b])
+    return jax.nn.sigmoid(LARGEST_LOG_SNR * (params @ terms))
 
 
 def resolve_weights(
