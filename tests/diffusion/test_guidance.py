@@ -169,6 +169,17 @@ def test_snrs_are_shown_as_in_training_whatever_the_weights(combination):
         assert np.all(shown == 0) if combination == "fixed" else np.all(shown != 0)
 
 
+def test_a_training_can_move_learned_gates():
+    """A tenth in a coefficient, a few hundred updates of Adam, turns the odds by e."""
+    start = gate_start(GuidanceConfig(BOTH, combination="learned"))["gradient"]
+    for size in (0.0, 0.5):
+        before, after = (
+            gate(p, HALF_WAY, jnp.float32(size)) for p in (start, start.at[0].add(0.1))
+        )
+        np.testing.assert_allclose(after / (1 - after), np.e * before / (1 - before), rtol=1e-5)
+        np.testing.assert_allclose(before, 1 / (1 + np.exp(-size)), rtol=1e-5)
+
+
 def test_the_x0_before_is_fed_where_it_is_given():
     config = GuidanceConfig(("parameters",))
     assert see(config).vectors.shape == (3, 0)
