@@ -1,7 +1,7 @@
 """Compares guidance by landscape: fixed weights of gradients, and weights that follow their SNR.
 
-    taskset -c 0 python benchmarks/diffl2o_guidance.py [--sets NAME ...] [--seeds 5] [--results FILE]
-        [--quick]
+    taskset -c 0 python benchmarks/diffl2o_guidance.py [--sets NAME ...] [--seeds 5]
+        [--sampler ancestral] [--results FILE] [--quick]
 
 A cell is a set of problems, a trained network and a seed of its training; it samples all arms of that
 network. Each is written at once and not repeated. At the end a page and its picture are made of the
@@ -25,6 +25,7 @@ from diffl2o_guidance_arms import (
     CONTROL_SAMPLES,
     LEAKS,
     NETWORKS,
+    SAMPLERS,
     SAMPLES,
     SETS,
     Problems,
@@ -51,8 +52,9 @@ NUM_PROBLEMS = 128
 class Bench:
     """One set of problems, with what is compiled for it."""
 
-    def __init__(self, family: ProblemFamily, quick: bool):
+    def __init__(self, family: ProblemFamily, sampler: str, quick: bool):
         self.family, self.quick = family, quick
+        self.sampler_name = sampler
         self.problems: Problems = draw_problems(family, 4 if quick else NUM_PROBLEMS)
         self.trainer = functools.cache(self._trainer)
         self.sampler = functools.cache(self._sampler)
@@ -63,7 +65,7 @@ class Bench:
 
     def _sampler(self, network: str, gated: bool):
         count = CONTROL_SAMPLES if network == "alone" else SAMPLES
-        return make_sampler(self.family, network, gated, count)
+        return make_sampler(self.family, network, gated, count, self.sampler_name)
 
     def gaps(self, points: jax.Array, num_steps: int) -> np.ndarray:
         """`[N, K, n]` -> `[2, N, K]`, before and after refinement."""
@@ -126,7 +128,7 @@ def run_set(name: str, arguments: argparse.Namespace, results: dict) -> None:
     ]
     if not missing and (leaks or name in results["snr"]):
         return
-    bench = Bench(make_set(name), arguments.quick)
+    bench = Bench(make_set(name), arguments.sampler, arguments.quick)
     if not leaks and name not in results["snr"]:
         results["snr"][name] = measure_snr(bench.family, bench.problems.arrays, arguments.quick)
         _write(arguments.results, results)
@@ -149,22 +151,25 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     names = (*SETS, *LEAKS)
     parser.add_argument("--sets", nargs="+", choices=names, default=names)
     parser.add_argument("--seeds", type=int, default=5, help="of training")
+    parser.add_argument("--sampler", choices=SAMPLERS, default=SAMPLERS[0])
     parser.add_argument("--results", type=pathlib.Path)
     parser.add_argument("--quick", action="store_true", help="next to no training")
     parsed = parser.parse_args(arguments)
     if parsed.results is None:
-        parsed.results = RESULTS.with_stem(RESULTS.stem + "_quick") if parsed.quick else RESULTS
+        stem = RESULTS.stem if parsed.sampler == SAMPLERS[0] else f"{RESULTS.stem}_{parsed.sampler}"
+        parsed.results = RESULTS.with_stem(f"{stem}_quick" if parsed.quick else stem)
     return parsed
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs what is missing."""
     parsed = parse(arguments)
-    results = {"quick": parsed.quick, "cells": {}, "snr": {}}
+    settings = {"quick": parsed.quick, "sampler": parsed.sampler}
+    results = settings | {"cells": {}, "snr": {}}
     if parsed.results.exists():
         results = json.loads(parsed.results.read_text())
-    if results["quick"] != parsed.quick:
-        raise SystemExit(f"{parsed.results} is not of a run with quick={parsed.quick}.")
+    if any(results[name] != setting for name, setting in settings.items()):
+        raise SystemExit(f"{parsed.results} is not of a run with {settings}.")
     results["environment"] = environment()
     for name in parsed.sets:
         run_set(name, parsed, results)

@@ -51,6 +51,8 @@ NETWORKS = {
 }
 """What is trained: parameters alone, or all parts with dropout, in the three combinations."""
 CONFIG = DiffusionConfig(pool=4096, batch_size=128, updates=1500, ema=0.995, alpha=0.9)
+SAMPLERS = ("ddim", "ancestral", "dpmpp_2m")
+"""Those that evaluate the denoiser once to a step."""
 SAMPLER_STEPS = 10
 SAMPLES = 16
 CONTROL_SAMPLES = 48
@@ -214,7 +216,7 @@ def draw_problems(family: ProblemFamily, count: int) -> Problems:
 
 
 def make_sampler(
-    family: ProblemFamily, network: str, gated: bool, num_samples: int
+    family: ProblemFamily, network: str, gated: bool, num_samples: int, sampler: str
 ) -> Callable[..., jax.Array]:
     """`(params, shown, problems, key) -> [N, num_samples, n]` points, compiled once for all `shown`.
 
@@ -232,7 +234,7 @@ def make_sampler(
     denoiser = make_denoiser(family, config)._replace(observe=observe)
 
     def one(params, problem, key):
-        options = {"schedule": config.schedule, "num_steps": SAMPLER_STEPS}
+        options = {"schedule": config.schedule, "num_steps": SAMPLER_STEPS, "sampler": sampler}
         found = sample(denoiser, params, problem, key, num_samples=num_samples, **options)
         return to_points(family, config, params, problem, found)
 

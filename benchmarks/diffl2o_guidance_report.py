@@ -19,7 +19,7 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 import scipy.stats
-from diffl2o_guidance_arms import ARMS, LEAKS, NETWORKS, SAMPLES
+from diffl2o_guidance_arms import ARMS, LEAKS, NETWORKS, SAMPLER_STEPS, SAMPLES
 
 from lohp_jax.files import write_atomically
 
@@ -90,7 +90,9 @@ def against_best(
 def verdict(comparison: dict[str, Any]) -> str:
     """In one word."""
     low, high = comparison["interval"]
-    if not low > 0 and not high < 0:
+    if np.isnan(low):
+        return "(one seed)"
+    if low <= 0 <= high:
         return "level"
     return "ahead" if low > 0 else "**behind**"
 
@@ -216,6 +218,7 @@ def write(path: pathlib.Path) -> None:
     parts = [
         "# Guidance of Diff-L2O by landscape",
         __doc__.partition("\n\n")[2].replace("\n", " ").strip(),
+        f"Sampler: {results['sampler']}, {SAMPLER_STEPS} steps.",
         "## Do adaptive weights reach the best fixed ones?",
         f"Fixed: {', '.join(FIXED)}. The best is chosen on half of the problems and measured on the "
         "other half, and the reverse, and so are parts where they are chosen. A difference is the mean "

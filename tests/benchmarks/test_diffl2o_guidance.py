@@ -98,7 +98,12 @@ def test_seeds_count_that_all_networks_have(modules):
 
 @pytest.mark.parametrize(
     "interval, word",
-    [((0.1, 0.2), "ahead"), ((-0.2, -0.1), "**behind**"), ((-0.1, 0.1), "level")],
+    [
+        ((0.1, 0.2), "ahead"),
+        ((-0.2, -0.1), "**behind**"),
+        ((-0.1, 0.1), "level"),
+        ((np.nan, np.nan), "(one seed)"),
+    ],
 )
 def test_verdicts(modules, interval, word):
     assert modules[2].verdict({"interval": interval}) == word
@@ -122,7 +127,7 @@ def test_what_is_not_shown_is_as_if_left_out(modules):
     params |= {"warm": None}
     arm = arms.ARMS["smoothed_0.5"]
     problems = arms.draw_problems(family, 2).arrays
-    found = arms.make_sampler(family, "fixed", False, 1)(
+    found = arms.make_sampler(family, "fixed", False, 1, "ddim")(
         params, arm.shown, problems, jax.random.key(3)
     )
     generator = diffusion_generator(family, config, params)
@@ -144,5 +149,5 @@ def test_a_run_is_written_and_not_repeated(modules, tmp_path):
     modules[0].main(arguments)
     assert json.loads(path.read_text()) == results
     assert "ackley_2_leak" in path.with_suffix(".md").read_text()
-    with pytest.raises(SystemExit, match="quick=False"):
+    with pytest.raises(SystemExit, match="'quick': False"):
         modules[0].main(arguments[1:])
