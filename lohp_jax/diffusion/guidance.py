@@ -180,7 +180,8 @@ def resolve_weights(
     Args:
       config: of the training.
       weights: what to use in place of the trained combination, part by part; a number is a fixed
-        weight and 0 leaves a part out, at no cost.
+        weight and 0 leaves a part out, at no cost. A denoiser trained with SNRs is shown those of every
+        gradient that is left, so that they take probes at any weight.
 
     Raises: ValueError for a part that was not trained (with the nearest), or a weight that is no finite
       number, "wiener" or, if gates were trained, "learned".
