@@ -157,14 +157,19 @@ def gate_start(config: GuidanceConfig) -> dict[str, jax.Array]:
     """Parameters of the learned gates: one logistic curve for each gradient, at first Wiener's."""
     if config.combination != "learned":
         return {}
-    wiener = jnp.zeros(6).at[1].set(LARGEST_LOG_SNR)
+    wiener = jnp.zeros(6).at[1].set(1.0)
     return {part: wiener for part in GRADIENTS if part in config.parts}
 
 
 def gate(params: jax.Array, log_snr: jax.Array, gradient_log_snr: jax.Array) -> jax.Array:
-    """Learned weight of a gradient: the sigmoid of a quadratic in λ and log SNR, both over 10."""
+    """Learned weight of a gradient: the sigmoid of 10 times a quadratic in λ and log SNR, both over 10.
+
+    Coefficients of about 1 suit the learning rate of a network: Adam moves each by little more than the
+    sum of the rates, about 1 in a training, which is no change beside a coefficient of 10.
+    """
     a, b = log_snr / 10.0, gradient_log_snr / LARGEST_LOG_SNR
-    return jax.nn.sigmoid(params @ jnp.stack([jnp.ones_like(a), b, a, a * b, a * a, b * b]))
+    terms = jnp.stack([jnp.ones_like(a), b, a, a * b, a * a, b * b])
+    return jax.nn.sigmoid(LARGEST_LOG_SNR * (params @ terms))
 
 
 def resolve_weights(
@@ -175,7 +180,8 @@ def resolve_weights(
     Args:
       config: of the training.
       weights: what to use in place of the trained combination, part by part; a number is a fixed
-        weight and 0 leaves a part out, at no cost.
+        weight and 0 leaves a part out, at no cost. A denoiser trained with SNRs is shown those of every
+        gradient that is left, so that they take probes at any weight.
 
     Raises: ValueError for a part that was not trained (with the nearest), or a weight that is no finite
       number, "wiener" or, if gates were trained, "learned".
@@ -216,12 +222,18 @@ def gradient_calls(
     """
     on = {p: w for p, w in resolve_weights(config, weights).items() if p in GRADIENTS and w != 0}
     calls = int("gradient" in on)
-    calls += 2 * config.probes * ("smoothed_gradient" in on or _needs_snr(on))
+    calls += 2 * config.probes * ("smoothed_gradient" in on or _needs_snr(config, on))
     return calls * num_evaluations(sampler, num_steps) * num_samples
 
 
-def _needs_snr(weights: Mapping[str, float | str]) -> bool:
-    return any(isinstance(weight, str) for weight in weights.values())
+def _shows_snr(config: GuidanceConfig) -> bool:
+    """Whether the denoiser sees SNRs, in sampling as in training, whatever the weights are."""
+    return config.combination != "fixed"
+
+
+def _needs_snr(config: GuidanceConfig, on: Mapping[str, float | str]) -> bool:
+    """Whether those gradients that are on take probes for their SNR."""
+    return bool(on) and (_shows_snr(config) or any(isinstance(w, str) for w in on.values()))
 
 
 def observe(
@@ -258,7 +270,6 @@ def observe(
     """
     keep = dict.fromkeys(config.parts, 1.0) if keep is None else keep
     on = {part: w for part, w in weights.items() if part in GRADIENTS and w != 0}
-    with_snr = _needs_snr(on)
     gradients = gradients_at(
         objective,
         z,
@@ -267,7 +278,7 @@ def observe(
         parts=tuple(on),
         probes=config.probes,
         around=config.around,
-        with_snr=with_snr,
+        with_snr=_needs_snr(config, on),
     )
     vectors, scalars = [] if previous is None else [previous], []
     for part in (part for part in GRADIENTS if part in config.parts):
@@ -279,7 +290,7 @@ def observe(
         size = jnp.sqrt(jnp.mean(vector**2) + SMALL**2)
         vectors.append(weight * vector / size)
         scalars += [weight, weight * jnp.log(size) / 5.0]
-        scalars.append((weight if with_snr else 0.0) * trust / LARGEST_LOG_SNR)
+        scalars.append((weight if _shows_snr(config) else 0.0) * trust / LARGEST_LOG_SNR)
     known = jnp.float32(weights.get("parameters", 0.0)) * keep.get("parameters", 0.0)
     empty = jnp.zeros((len(z), 0))
     return Condition(

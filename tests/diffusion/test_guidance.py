@@ -156,6 +156,30 @@ def test_learned_gates_start_as_wieners_and_learn():
     assert see(learned, rippled, smoothed_gradient="wiener").scalars[4] == flag
 
 
+@pytest.mark.parametrize("combination", ["fixed", "wiener", "learned"])
+def test_snrs_are_shown_as_in_training_whatever_the_weights(combination):
+    """So that no input changes its meaning: a denoiser that never saw one does not, and the reverse."""
+    config = GuidanceConfig(EVERYTHING, combination=combination)
+
+    def rippled(y):
+        return quadratic(y) + jnp.sum(jnp.cos(4.0 * y))
+
+    for weights in ({}, {"gradient": "wiener", "smoothed_gradient": 0.5}):
+        shown = see(config, rippled, **weights).scalars[jnp.array([3, 6])]
+        assert np.all(shown == 0) if combination == "fixed" else np.all(shown != 0)
+
+
+def test_a_training_can_move_learned_gates():
+    """A tenth in a coefficient, a few hundred updates of Adam, turns the odds by e."""
+    start = gate_start(GuidanceConfig(BOTH, combination="learned"))["gradient"]
+    for size in (0.0, 0.5):
+        before, after = (
+            gate(p, HALF_WAY, jnp.float32(size)) for p in (start, start.at[0].add(0.1))
+        )
+        np.testing.assert_allclose(after / (1 - after), np.e * before / (1 - before), rtol=1e-5)
+        np.testing.assert_allclose(before, 1 / (1 + np.exp(-size)), rtol=1e-5)
+
+
 def test_the_x0_before_is_fed_where_it_is_given():
     config = GuidanceConfig(("parameters",))
     assert see(config).vectors.shape == (3, 0)
@@ -189,6 +213,7 @@ def counted(config, weights):
         (GuidanceConfig(BOTH, probes=2), {}),
         (GuidanceConfig(BOTH, combination="learned"), {"gradient": 0.0}),
         (GuidanceConfig(BOTH, combination="wiener"), {"gradient": 0.5, "smoothed_gradient": 0.0}),
+        (GuidanceConfig(BOTH), {"gradient": "wiener", "smoothed_gradient": 0.0}),
     ],
 )
 def test_gradient_calls_are_those_that_are_made(config, weights):
