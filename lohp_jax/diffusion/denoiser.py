@@ -20,6 +20,7 @@ from lohp_jax.solvers.proximal import soft_threshold
 from lohp_jax.types import PyTree
 
 NETWORKS = ("mlp", "lasso", "unet")
+_MOST = 3.0  # log of the most that "lasso" bends a step or threshold: without, training blows up
 POWER_STEPS = 15  # of the power iteration that bounds a LASSO's curvature
 
 
@@ -121,7 +122,7 @@ def _lasso(config: DenoiserConfig, z: jax.Array, log_snr: jax.Array, condition: 
         h += hk.Linear(config.width, name="others")(memory.mean(axis=0))[None]
         h = jax.nn.silu(_modulate(h, situation[None], config.width, "modulation"))
         bends = hk.Linear(3, w_init=jnp.zeros, name="bends")(h)
-        step, threshold = jnp.exp(bends[:, 0]), jnp.exp(bends[:, 1])
+        step, threshold = jnp.exp(_MOST * jnp.tanh(bends[:, :2] / _MOST)).T
         new = soft_threshold(v - step * g + offset, threshold * t) - offset + bends[:, 2]
         return new, y, memory + hk.Linear(config.width, name="memory")(h)
 
