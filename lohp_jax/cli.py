@@ -23,7 +23,6 @@ import rich.table
 import tyro
 
 from lohp_jax import meta_runs, runs, solve_runs
-from lohp_jax.diffusion.fitting import Progress as DiffusionProgress
 from lohp_jax.evaluation.report import write_report
 from lohp_jax.evaluation.scores import accuracies, draw_tasks
 from lohp_jax.generation import generate as generate_weights
@@ -32,10 +31,11 @@ from lohp_jax.tasks import FAMILIES, make_problem
 from lohp_jax.tasks.problem import read_problems
 from lohp_jax.training.config import METHODS, RunConfig, resolve
 from lohp_jax.training.distributed import Strategy
-from lohp_jax.training.loop import DivergedError, Progress, num_updates
+from lohp_jax.training.loop import DivergedError, num_updates
 from lohp_jax.training.meta import MetaConfig
 from lohp_jax.training.problem import family_of
 from lohp_jax.trajectories.store import Store
+from lohp_jax.types import Progress
 
 Config = Annotated[RunConfig, tyro.conf.arg(name="")]
 Method = Literal[METHODS]
@@ -264,7 +264,7 @@ def solve(
             given = read_problems(problems, make_problem(config.family))
         solve_runs.open_solve_run(out, config)
 
-    def show(at: DiffusionProgress) -> None:
+    def show(at: Progress) -> None:
         text = f"{at.method} loss {at.metrics['loss']:.4g}"
         update(completed=at.step, total=at.updates, text=text)
 

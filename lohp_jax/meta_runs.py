@@ -19,8 +19,8 @@ from lohp_jax.optimizers.theta import save_theta
 from lohp_jax.runs import environment, open_directory, read_config, read_json, write_json
 from lohp_jax.tasks.meta_tasks import meta_family
 from lohp_jax.training import checkpoint, metrics
-from lohp_jax.training.loop import Progress
 from lohp_jax.training.meta import METHOD, SEGMENT, MetaConfig, meta_train, rate_of
+from lohp_jax.types import Progress
 
 PROBE = "probe"
 """What lines of metrics of a comparison are called by."""

@@ -30,7 +30,7 @@ from lohp_jax.generation import load
 from lohp_jax.training import checkpoint
 from lohp_jax.training.config import METHODS, RunConfig, from_json, resolve, to_json
 from lohp_jax.training.distributed import Strategy
-from lohp_jax.training.loop import Progress, num_updates, train
+from lohp_jax.training.loop import num_updates, train
 from lohp_jax.training.problem import (
     Dataset,
     Frame,
@@ -41,7 +41,7 @@ from lohp_jax.training.problem import (
 )
 from lohp_jax.trajectories.prepare import prepare
 from lohp_jax.trajectories.store import Store, open_store
-from lohp_jax.types import Generator, Params, PyTree, TaskFamily, Trajectory
+from lohp_jax.types import Generator, Params, Progress, PyTree, TaskFamily, Trajectory
 
 _TUNING_TASKS = 64
 _SUPPORT_DRAWS = 4

@@ -92,6 +92,24 @@ class ProblemFamily(TaskFamily):
     composite: Composite | None = None
 
 
+class Progress(NamedTuple):
+    """What a caller of a training may show after each chunk.
+
+    Attributes:
+      method: what is trained.
+      step: updates so far.
+      updates: updates in all.
+      metrics: means over the chunk, as plain numbers and arrays.
+      updates_per_second: of the chunk, with the compilation that the first one waits for.
+    """
+
+    method: str
+    step: int
+    updates: int
+    metrics: dict[str, Any]
+    updates_per_second: float
+
+
 class Trajectory(NamedTuple):
     """What one optimizer run leaves behind.
 

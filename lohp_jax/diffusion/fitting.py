@@ -10,27 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lohp_jax.types import PyTree
+from lohp_jax.types import Progress, PyTree
 
 _RUNS_ONCE = {"xla_backend_optimization_level": 0}  # halves the compilation
-
-
-class Progress(NamedTuple):
-    """What a caller may show after each chunk.
-
-    Attributes:
-      method: what is trained.
-      step: updates so far.
-      updates: updates in all.
-      metrics: means over the chunk, as plain numbers.
-      updates_per_second: of the chunk, with the compilation that the first one waits for.
-    """
-
-    method: str
-    step: int
-    updates: int
-    metrics: dict[str, float]
-    updates_per_second: float
 
 
 class FitState(NamedTuple):

@@ -4,7 +4,6 @@ import functools
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,29 +22,11 @@ from lohp_jax.training.step import (
     make_update,
     scan_updates,
 )
-from lohp_jax.types import TaskFamily
+from lohp_jax.types import Progress, TaskFamily
 
 
 class DivergedError(RuntimeError):
     """Training met a number that is not finite; the last good state is in the checkpoints."""
-
-
-class Progress(NamedTuple):
-    """What a caller may show after each chunk.
-
-    Attributes:
-      method: what is trained.
-      step: updates so far.
-      updates: updates in all.
-      metrics: means over the chunk, as plain numbers and arrays.
-      updates_per_second: of the chunk, with the compilation that the first one waits for.
-    """
-
-    method: str
-    step: int
-    updates: int
-    metrics: dict[str, Any]
-    updates_per_second: float
 
 
 def train(

@@ -21,7 +21,7 @@ from lohp_jax.optimizers.meta import (
 from lohp_jax.optimizers.small import small_optimizer, small_start, unpack_rate
 from lohp_jax.tasks.meta_tasks import meta_family
 from lohp_jax.training import checkpoint, metrics
-from lohp_jax.training.loop import Progress
+from lohp_jax.types import Progress
 
 METHOD = "meta"
 """What lines of metrics and checkpoints are called by."""
