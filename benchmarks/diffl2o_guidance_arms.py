@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from lohp_jax.diffusion.config import DiffusionConfig
 from lohp_jax.diffusion.generator import make_denoiser, make_observer, to_points
@@ -19,11 +18,9 @@ from lohp_jax.diffusion.guidance import (
     gradient_calls,
     resolve_weights,
 )
-from lohp_jax.diffusion.loss import make_loss
-from lohp_jax.diffusion.oracle import solved
 from lohp_jax.diffusion.refine import refine
 from lohp_jax.diffusion.sampler import sample
-from lohp_jax.diffusion.training import initial_params
+from lohp_jax.diffusion.training import diffusion_params
 from lohp_jax.solvers.newton import damped_newton
 from lohp_jax.solvers.proximal import fista
 from lohp_jax.solvers.trace import objective_of
@@ -147,41 +144,8 @@ def make_config(network: str, quick: bool) -> DiffusionConfig:
 
 
 def make_trainer(family: ProblemFamily, config: DiffusionConfig) -> Callable[[jax.Array], PyTree]:
-    """`(key) -> params`, compiled once for all seeds; the updates are those of `train_diffusion`."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0,
-        config.learning_rate,
-        max(1, config.updates // 20),
-        config.updates,
-        config.learning_rate / 100,
-    )
-    optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(schedule))
-    loss_fn = make_loss(family, config)
-
-    def train(key):
-        pool_key, init_key, train_key = jax.random.split(key, 3)
-        pool = solved(family, config.oracle, jax.random.split(pool_key, config.pool))
-        params = initial_params(family, config, init_key)
-
-        def update(state, step):
-            params, ema, opt_state = state
-            row_key, loss_key = jax.random.split(jax.random.fold_in(train_key, step))
-            rows = jax.random.randint(row_key, (config.batch_size,), 0, config.pool)
-            items = jax.tree.map(lambda leaf: leaf[rows], pool)
-            keys = jax.random.split(loss_key, config.batch_size)
-
-            def mean_loss(params):
-                return jnp.mean(jax.vmap(loss_fn, (None, 0, 0))(params, items, keys)[0])
-
-            changes, opt_state = optimizer.update(jax.grad(mean_loss)(params), opt_state, params)
-            params = optax.apply_updates(params, changes)
-            decay = jnp.minimum(config.ema, (1.0 + step) / (10.0 + step))
-            return (params, optax.incremental_update(params, ema, 1.0 - decay), opt_state), None
-
-        start = params, params, optimizer.init(params)
-        (_, ema, _), _ = jax.lax.scan(update, start, jnp.arange(config.updates))
-        return ema | {"warm": None}
-
+    """`(key) -> params`, compiled once for all seeds."""
+    train = functools.partial(diffusion_params, family, config)
     return jax.jit(train, compiler_options=QUICKLY)
 
 
