@@ -52,7 +52,7 @@ EIGENVALUE, POWER_ITERATION = "eigenvalue", f"{POWER_STEPS + 1} pairs"
 
 def _train_lista(problem_set: ProblemSet, key: jax.Array, quick: bool):
     form = "matrices" if problem_set.one_matrix else "steps"
-    rate, updates = (1e-3, 10_000) if problem_set.one_matrix else (1e-2, 1000)
+    rate, updates = (3e-3, 30_000) if problem_set.one_matrix else (1e-2, 1000)
     size = {"updates": 2, "batch_size": 4} if quick else {"updates": updates}
     return train_lista(
         problem_set.training, key, form=form, num_layers=LAYERS, learning_rate=rate, **size
@@ -78,6 +78,7 @@ def _refined(problem_set, problem, x, num_steps, pairs, network_calls) -> Answer
 
 LASSO_CONFIG = DiffusionConfig(
     network=DenoiserConfig("lasso", width=32, depth=ROUNDS),
+    gap_unit="optimum",
     pool=8192,
     batch_size=128,
     updates=3000,

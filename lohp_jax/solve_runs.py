@@ -100,6 +100,7 @@ def preset(family: str) -> SolveConfig:
     if family.startswith("lasso"):
         diffusion = DiffusionConfig(
             network=DenoiserConfig(kind="lasso", width=32, depth=8),
+            gap_unit="optimum",
             pool=8192,
             learning_rate=3e-3,
             ema=0.99,

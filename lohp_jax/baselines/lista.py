@@ -31,9 +31,9 @@ def train_lista(
     "matrices" (LISTA, Gregor and LeCun, 2010), for one A: x <- soft(W b + V x, θ) with W `[n, m]`,
     V `[n, n]` and θ `[n]` of each layer, at first ISTA's. "steps" (in the spirit of ALISTA, Liu et
     al., 2019), for any A and size: y = x + β (x - x before), x <- prox(y - γ ∇g(y) / L, τ / L) with
-    scalars β, γ and τ of each layer, at first FISTA's. The loss is f(x_K) / f(start). In both forms a
-    layer counts as one pair of products with A and A^T; those of "matrices" have n (m + n) entries
-    instead of 2 m n.
+    scalars β, γ and τ of each layer, at first FISTA's. The loss is log f(x_K), whose gradient near the
+    optimum is that of the relative gap (f - f*) / f*. In both forms a layer counts as one pair of
+    products with A and A^T; those of "matrices" have n (m + n) entries instead of 2 m n.
 
     Args:
       family: a LASSO; for "steps" any family with `composite`. Its objective must be positive.
@@ -63,8 +63,7 @@ def train_lista(
         def one(key):
             problem = family.sample(key, "train")
             x = unroll(params, problem)[-1]
-            start_value = family.objective(family.start(problem), problem)
-            return family.objective(x, problem) / start_value
+            return jnp.log(family.objective(x, problem))
 
         return jnp.mean(jax.vmap(one)(jax.random.split(key, batch_size))), (carry, {})
 

@@ -30,6 +30,9 @@ class DiffusionConfig:
     """Steps of a roll-out that a gradient runs through."""
     alpha: float = 0.5
     """Weight of the reconstruction in the loss; the objective has the rest."""
+    gap_unit: Literal["start", "optimum"] = "start"
+    """Unit of the objective's gap in the loss: the gap of the family's start, or for objectives that are
+    positive the optimum, where relative gaps are to be small."""
     warm_start: bool = False
     """Whether to train a regression first, as the mean of the solution, and diffuse what it leaves."""
     pool: int = 4096
@@ -54,6 +57,7 @@ class DiffusionConfig:
     def __post_init__(self):
         check_option("DiffusionConfig", "prediction", self.prediction, PREDICTIONS)
         check_option("DiffusionConfig", "training", self.training, ("stateless", "rollout"))
+        check_option("DiffusionConfig", "gap_unit", self.gap_unit, ("start", "optimum"))
         check_option("DiffusionConfig", "sampler", self.sampler, SAMPLERS)
         for name in ("rollout_steps", "batch_size", "updates", "log_every", "num_steps", "window"):
             if getattr(self, name) < 1:

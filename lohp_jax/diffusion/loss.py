@@ -30,8 +30,9 @@ def make_loss(
 
     At one noise level the loss is α reconstruction + (1 - α) task. The reconstruction is the mean
     squared error of the prediction. The task loss is the gap f(x_0) - f* over the gap of the family's
-    start, which has no units, bent by log1p where it is positive so that far points do not rule. It is
-    weighted by α_t²: where z is all noise, x_0 is the mean of all solutions, and f there says nothing.
+    start, or over f*, which has no units, bent by log1p where it is positive so that far points do not
+    rule. It is weighted by α_t²: where z is all noise, x_0 is the mean of all solutions, and f there
+    says nothing.
 
     Stateless training hides the solution, or a point of the oracle in its place, in noise of a random
     level. A roll-out starts from noise and follows DDIM on the denoiser's own x_0, which it is fed with
@@ -68,10 +69,11 @@ def make_loss(
             prediction = network.apply(params["network"], z, log_snr, condition)
             wanted = from_x0(config.prediction, target, z, log_snr)
             x0 = to_x0(config.prediction, prediction, z, log_snr)
+            value = family.objective(centre + scale * x0, problem)
             signal = 1.0 if regression else jax.nn.sigmoid(log_snr)
             metrics = {
                 "reconstruction": jnp.mean((trust * (prediction - wanted)) ** 2),
-                "task": signal * _task_loss(family.objective(centre + scale * x0, problem), item),
+                "task": signal * task_loss(config.gap_unit, value, item),
             }
             loss = config.alpha * metrics["reconstruction"]
             return loss + (1.0 - config.alpha) * metrics["task"], (x0, metrics)
@@ -93,10 +95,12 @@ def make_loss(
     return loss_fn
 
 
-def _task_loss(value: jax.Array, item: Solved) -> jax.Array:
-    """The gap in units of the start's; its logarithm where it is positive."""
-    unit = jnp.maximum(item.start_value - item.value, 1e-3 * jnp.abs(item.value) + 1e-12)
-    gap = (value - item.value) / unit
+def task_loss(unit: str, value: jax.Array, item: Solved) -> jax.Array:
+    """The gap in units of the start's, or of the optimum; its logarithm where it is positive."""
+    size, least = jnp.abs(item.value), 1e-12
+    if unit == "start":
+        size, least = item.start_value - item.value, 1e-3 * size + least
+    gap = (value - item.value) / jnp.maximum(size, least)
     return jnp.log1p(jnp.maximum(gap, 0.0)) + jnp.minimum(gap, 0.0)
 
 

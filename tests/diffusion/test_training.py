@@ -12,8 +12,8 @@ from lohp_jax.diffusion.config import DiffusionConfig
 from lohp_jax.diffusion.denoiser import DenoiserConfig
 from lohp_jax.diffusion.generator import make_denoiser, to_points
 from lohp_jax.diffusion.guidance import GuidanceConfig
-from lohp_jax.diffusion.loss import make_loss
-from lohp_jax.diffusion.oracle import OracleConfig, solved
+from lohp_jax.diffusion.loss import make_loss, task_loss
+from lohp_jax.diffusion.oracle import OracleConfig, Solved, solved
 from lohp_jax.diffusion.sampler import sample
 from lohp_jax.diffusion.schedule import Schedule
 from lohp_jax.diffusion.training import diffusion_params, initial_params, train_diffusion
@@ -182,6 +182,16 @@ def test_the_loss_equals_its_definition(quadratic):
     np.testing.assert_allclose(levels[1], 1, rtol=1e-4)
 
 
+def test_units_of_the_gap():
+    """f* = 2, and 10 at the start: f = 6 is half the gap of the start, and twice the optimum."""
+    item = Solved(None, None, jnp.float32(2.0), jnp.float32(10.0), None)
+    for unit, gap in (("start", 0.5), ("optimum", 2.0)):
+        np.testing.assert_allclose(
+            task_loss(unit, jnp.float32(6.0), item), np.log1p(gap), rtol=1e-6
+        )
+    np.testing.assert_allclose(task_loss("optimum", jnp.float32(1.0), item), -0.5, rtol=1e-6)
+
+
 @pytest.mark.slow
 def test_a_solution_out_of_reach_of_the_frame_is_not_learned_from(quadratic):
     start = jax.jit(functools.partial(initial_params, quadratic, SMALL))(KEY)
@@ -220,6 +230,7 @@ def test_labels_and_trajectories_are_those_of_the_family(quadratic):
         (DiffusionConfig, {"prediction": "x1"}, r"prediction must be .* did you mean 'x0'\?"),
         (DiffusionConfig, {"training": "roll"}, r"training must be .* did you mean 'rollout'\?"),
         (DiffusionConfig, {"sampler": "ddpm"}, r"sampler must be one of .*, got 'ddpm'"),
+        (DiffusionConfig, {"gap_unit": "label"}, r"gap_unit must be one of .*, got 'label'"),
         (DiffusionConfig, {"updates": 0}, "updates must be at least 1, got 0"),
         (DiffusionConfig, {"window": 11}, "window must be at most rollout_steps=10, got 11"),
         (DiffusionConfig, {"pool": -1}, "pool must be at least 0, got -1"),
