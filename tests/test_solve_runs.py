@@ -93,7 +93,7 @@ def test_the_generator_loads_and_knows_its_family(run, tmp_path):
     generator = solve_runs.load_solver(run[0])
     assert generator.family == "lasso_5x10" and generator.config == TINY.diffusion
     other = make_problem("rastrigin_2").sample(jax.random.key(0))
-    with pytest.raises(ValueError, match=r"lasso_5x10: expected .*\['A', 'b', 'penalty'\], got"):
+    with pytest.raises(ValueError, match=r"lasso: expected .*\['A', 'b', 'penalty'\], got"):
         generate(generator, other, jax.random.key(0))
     with pytest.raises(FileNotFoundError, match=r"expected a trained generator .*`lohp solve"):
         solve_runs.load_solver(tmp_path)

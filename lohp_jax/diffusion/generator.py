@@ -62,7 +62,7 @@ def _check_problem(family: ProblemFamily, config: DiffusionConfig, problem: PyTr
         family.check(problem)
     if config.network.kind == "lasso":
         return
-    trained = jax.eval_shape(family.sample, jax.random.key(0))
+    trained = jax.eval_shape(lambda: family.sample(jax.random.key(0), "train"))
     for (path, one), leaf in zip(
         jax.tree.leaves_with_path(trained), jax.tree.leaves(problem), strict=True
     ):

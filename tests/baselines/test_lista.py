@@ -90,5 +90,5 @@ def test_rejects_more_layers_than_there_are(small_lasso):
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(small_lasso):
-    with pytest.raises(FloatingPointError, match=r"lista: .* at update 2; lower learning_rate"):
+    with pytest.raises(FloatingPointError, match=r"lista: .* at update 2; lower the learning rate"):
         train_lista(small_lasso, KEY, **TINY | {"updates": 3, "learning_rate": 1e30})

@@ -258,5 +258,5 @@ def test_a_family_without_labels_and_a_loss_that_is_not_finite_are_named(quadrat
         train_diffusion(dataclasses.replace(quadratic, solve=None, frame=None), SMALL, KEY)
     broken = dataclasses.replace(quadratic, solve=lambda problem, key: jnp.full(2, jnp.nan))
     config = dataclasses.replace(SMALL, updates=2, pool=2, batch_size=2)
-    with pytest.raises(FloatingPointError, match=r"not finite at update 1; lower learning_rate"):
+    with pytest.raises(FloatingPointError, match="not finite at update 1; lower the learning rate"):
         train_diffusion(broken, config, KEY)

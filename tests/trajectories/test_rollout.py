@@ -95,7 +95,9 @@ def test_every_step_has_noise_of_its_own_shared_by_its_loss_and_gradient():
     start = np.float32([1.0, 2.0])
     states, losses, _ = rollout(family, optax.sgd(1.0), None, start, KEY, num_steps=8)
     noise = -np.diff(states, axis=0)
-    np.testing.assert_allclose(losses[:-1], np.sum(noise * states[:-1], axis=1), rtol=1e-4)
+    np.testing.assert_allclose(
+        losses[:-1], np.sum(noise * states[:-1], axis=1), rtol=1e-4, atol=1e-6
+    )
     assert len({tuple(row) for row in noise.round(3).tolist()}) == 8
     other = rollout(family, optax.sgd(1.0), None, start, jax.random.key(1), num_steps=8)
     assert not np.any(np.isclose(np.diff(other.states, axis=0), -noise))
