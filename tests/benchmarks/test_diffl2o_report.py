@@ -49,7 +49,9 @@ def test_files_are_merged_by_cell(tmp_path):
 
 def test_the_page_and_the_picture(tmp_path, monkeypatch):
     path = tmp_path / "found.json"
-    path.write_text(json.dumps(results(fista={"10": {"0": cell(0.5)}, "20": {"0": cell(0.1)}})))
+    path.write_text(
+        json.dumps(results(fista_restart={"10": {"0": cell(0.5)}, "20": {"0": cell(0.1)}}))
+    )
     monkeypatch.setattr(sys, "argv", ["report", "--results", str(path)])
     report.main()
     assert "2 instances, optima proven; 1 seeds" in path.with_suffix(".md").read_text()
