@@ -222,7 +222,7 @@ def trained_generator(
 
 
 def load_solver(directory: str | os.PathLike) -> Generator:
-    """The generator that `lohp solve` left in a directory; its `family` names what it was trained on.
+    """The generator that `lohp solve` left in a directory; its `family` names what it serves.
 
     Raises: FileNotFoundError if there is none, ValueError if it is damaged.
     """

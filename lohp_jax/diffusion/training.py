@@ -60,21 +60,12 @@ def train_diffusion(
     Raises: FloatingPointError for a loss or gradient that is not finite; ValueError for a family that
       lacks a function which training needs.
     """
-    pool_key, more_key, warm_key, train_key = jax.random.split(key, 4)
-    pool, warm = solved_pool(family, config, pool_key), None
-    told = {"on_progress": on_progress, "on_state": on_state}
-    if config.warm_start:
-        regression = regression_config(config)
-        state = states.get(WARM_START)
-        warm = fit_denoiser(
-            WARM_START, family, regression, None, pool, warm_key, state=state, **told
-        )
-        some = solved_pool(family, config, more_key, RESIDUALS)
-        size = jax.jit(functools.partial(_residual_size, family, config))(warm, some)
-        warm = warm | {"scale": size}
-    state = states.get(DIFFUSION)
-    params = fit_denoiser(DIFFUSION, family, config, warm, pool, train_key, state=state, **told)
-    return diffusion_generator(family, config, params | {"warm": warm})
+
+    def fit_one(method, config, warm, pool, key):
+        told = {"on_progress": on_progress, "on_state": on_state, "state": states.get(method)}
+        return fit_denoiser(method, family, config, warm, pool, key, **told)
+
+    return diffusion_generator(family, config, _train(family, config, key, fit_one))
 
 
 def diffusion_params(family: ProblemFamily, config: DiffusionConfig, key: jax.Array) -> PyTree:
@@ -89,16 +80,22 @@ def diffusion_params(family: ProblemFamily, config: DiffusionConfig, key: jax.Ar
 
     Returns: params of `diffusion_generator`.
     """
+    return _train(family, config, key, functools.partial(_scan_denoiser, family))
+
+
+def _train(family, config, key, fit_one) -> PyTree:
+    """Params of a generator, by `fit_one(method, config, warm, pool, key)`."""
     pool_key, more_key, warm_key, train_key = jax.random.split(key, 4)
     pool, warm = solved_pool(family, config, pool_key), None
     if config.warm_start:
-        warm = _scan_denoiser(WARM_START, family, regression_config(config), None, pool, warm_key)
+        warm = fit_one(WARM_START, regression_config(config), None, pool, warm_key)
         some = solved_pool(family, config, more_key, RESIDUALS)
-        warm = warm | {"scale": _residual_size(family, config, warm, some)}
-    return _scan_denoiser(DIFFUSION, family, config, warm, pool, train_key) | {"warm": warm}
+        size = jax.jit(functools.partial(_residual_size, family, config))(warm, some)
+        warm = warm | {"scale": size}
+    return fit_one(DIFFUSION, config, warm, pool, train_key) | {"warm": warm}
 
 
-def _scan_denoiser(method, family, config, warm, pool, key) -> PyTree:
+def _scan_denoiser(family, method, config, warm, pool, key) -> PyTree:
     """`fit_denoiser` in one scan."""
     optimizer = _optimizer(config)
     update = make_update(_batch_loss(method, family, config, warm), optimizer, config.ema)
