@@ -1,4 +1,4 @@
-"""Unrolled networks for LASSO: ISTA with learned matrices, or FISTA with learned scalars."""
+"""Unrolled networks for LASSO: FISTA with learned matrices, or with learned scalars."""
 
 import math
 from collections.abc import Callable
@@ -28,12 +28,13 @@ def train_lista(
 ) -> Generator:
     """Trains `num_layers` steps of proximal gradient descent on the objective, without labels.
 
-    "matrices" (LISTA, Gregor and LeCun, 2010), for one A: x <- soft(W b + V x, θ) with W `[n, m]`,
-    V `[n, n]` and θ `[n]` of each layer, at first ISTA's. "steps" (in the spirit of ALISTA, Liu et
-    al., 2019), for any A and size: y = x + β (x - x before), x <- prox(y - γ ∇g(y) / L, τ / L) with
-    scalars β, γ and τ of each layer, at first FISTA's. The loss is log f(x_K), whose gradient near the
-    optimum is that of the relative gap (f - f*) / f*. In both forms a layer counts as one pair of
-    products with A and A^T; those of "matrices" have n (m + n) entries instead of 2 m n.
+    A layer first extrapolates, y = x + β (x - x before), and all begin as those of FISTA. "matrices"
+    (LISTA, Gregor and LeCun, 2010, with momentum), for one A: x <- soft(W b + V y, θ) with W `[n, m]`,
+    V `[n, n]`, θ and β `[n]` of each layer. "steps" (in the spirit of ALISTA, Liu et al., 2019), for
+    any A and size: x <- prox(y - γ ∇g(y) / L, τ / L) with scalars β, γ and τ of each layer. The loss is
+    log f(x_K), whose gradient near the optimum is that of the relative gap (f - f*) / f*. In both forms
+    a layer counts as one pair of products with A and A^T; those of "matrices" have n (m + n) entries
+    instead of 2 m n.
 
     Args:
       family: a LASSO; for "steps" any family with `composite`. Its objective must be positive.
@@ -101,13 +102,16 @@ def _matrices(family: ProblemFamily) -> Callable[..., jax.Array]:
     """`(params, problem) -> [K + 1, n]`, the start and the output of each layer."""
 
     def unroll(params, problem):
-        def layer(x, weights):
-            v = weights["input"] @ problem["b"] + weights["recurrent"] @ x
-            x = soft_threshold(v, jnp.exp(weights["log_threshold"]))
-            return x, x
+        def layer(state, weights):
+            x, before = state
+            y = x + weights["momentum"] * (x - before)
+            v = weights["input"] @ problem["b"] + weights["recurrent"] @ y
+            new = soft_threshold(v, jnp.exp(weights["log_threshold"]))
+            return (new, x), new
 
         start = family.start(problem)
-        return jnp.concatenate([start[None], jax.lax.scan(layer, start, params)[1]])
+        outputs = jax.lax.scan(layer, (start, start), params)[1]
+        return jnp.concatenate([start[None], outputs])
 
     return unroll
 
@@ -135,15 +139,15 @@ def _steps(family: ProblemFamily) -> Callable[..., jax.Array]:
 
 
 def _start(form: Form, family: ProblemFamily, problem: PyTree, num_layers: int) -> PyTree:
-    """Weights of every layer, with which the network is ISTA or FISTA."""
+    """Weights of every layer, with which the network is FISTA."""
+    t, momentum = 1.0, [0.0]  # the momentum comes before the step
+    for _ in range(num_layers - 1):
+        before, t = t, (1.0 + math.sqrt(1.0 + 4.0 * t**2)) / 2.0
+        momentum.append((before - 1.0) / t)
+    momentum = jnp.array(momentum)
     if form == "steps":
-        t, momentum = 1.0, []
-        for _ in range(num_layers):
-            before, t = t, (1.0 + math.sqrt(1.0 + 4.0 * t**2)) / 2.0
-            momentum.append((before - 1.0) / t)
         zeros = jnp.zeros(num_layers)
-        shifted = jnp.array([0.0, *momentum[:-1]])  # the momentum comes before the step
-        return {"momentum": shifted, "log_step": zeros, "log_threshold": zeros}
+        return {"momentum": momentum, "log_step": zeros, "log_threshold": zeros}
     matrix, lipschitz = problem["A"], family.composite.lipschitz(problem)
     n = matrix.shape[1]
     layer = {
@@ -151,7 +155,8 @@ def _start(form: Form, family: ProblemFamily, problem: PyTree, num_layers: int) 
         "recurrent": jnp.eye(n) - matrix.T @ matrix / lipschitz,
         "log_threshold": jnp.full(n, jnp.log(problem["penalty"] / lipschitz)),
     }
-    return jax.tree.map(lambda leaf: jnp.repeat(leaf[None], num_layers, axis=0), layer)
+    layers = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], num_layers, axis=0), layer)
+    return {**layers, "momentum": jnp.tile(momentum[:, None], (1, n))}
 
 
 def _check_family(form: Form, family: ProblemFamily) -> None:
