@@ -1,11 +1,13 @@
 """Tables and plots of benchmarks/results/hub.json: `python benchmarks/hub_report.py [--merge FILE ...]`.
 
 Writes benchmarks/results/hub.md and its pictures. The cost of a run is its objective, or one minus its
-accuracy; one that ends with anything not finite, or above its start, costs what its start does. A run
-fails if it goes less than half of the way, in logarithms, from its start to the cost of the tuned
-hand-designed arm. Costs are interquartile means over seeds, with nominal 95 % bootstrap intervals, which
-are too narrow for five seeds. "Times the hand-designed" is the time for each gradient, measured in turn
-with that arm; "hand-designed in the same time" is what that arm reaches in as much time, run longer.
+accuracy; one that ends with anything not finite, or above its start, costs what its start does and has
+failed. So has one that goes less than half of the way, in logarithms, from its start to the cost of the
+tuned hand-designed arm. Costs are interquartile means over seeds, with nominal 95 % bootstrap intervals,
+which are too narrow for five seeds. "Times the hand-designed" is the time for each gradient, measured in
+turn with that arm; "hand-designed in the same time" is what that arm reaches in as much time, run longer
+at the rate that was best for the shorter run. `constant_best` tunes its weight; its rate is the middle
+one of those that the others try. Rates that were equally good in tuning are marked "tie".
 """
 
 import argparse
@@ -25,7 +27,6 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 TOLERANCE = 1.02
 POINTS = 0.005
 """Of accuracy, that count as no difference."""
-LONG = 4
 NUM_RESAMPLES = 2000
 
 
@@ -70,14 +71,14 @@ def bootstrap(values: np.ndarray) -> tuple[float, float]:
     return tuple(map(float, found.confidence_interval))
 
 
-def read_costs(row: dict[str, Any], metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Costs along the runs, `[seeds, records + 1]`, and those at their end that count, `[seeds]`."""
+def read_costs(row: dict[str, Any], metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Costs along the runs, `[seeds, records + 1]`, those that count at the end, and which are lost."""
     curves = hub_tasks.cost_of(metric)(np.array(row["scores"], float))  # None becomes nan
     loss = np.array(row["final"]["loss"], float)
     start = curves[:, :1]
     curves = np.where(np.isfinite(curves), curves, start)
     lost = ~np.isfinite(loss) | (curves[:, -1] > start[:, 0])
-    return curves, np.where(lost, start[:, 0], curves[:, -1])
+    return curves, np.where(lost, start[:, 0], curves[:, -1]), lost
 
 
 def read_cells(results: dict[str, Any]) -> dict[str, dict[str, Cell]]:
@@ -89,11 +90,11 @@ def read_cells(results: dict[str, Any]) -> dict[str, dict[str, Cell]]:
         hand = iqm(read["hand"][1])
         cells[task] = {}
         for arm, row in found["arms"].items():
-            curves, costs = read[arm]
+            curves, costs, lost = read[arm]
             cells[task][arm] = Cell(
                 costs=costs,
                 curves=curves,
-                failed=costs > np.sqrt(curves[:, 0] * hand),
+                failed=lost | (costs > np.sqrt(curves[:, 0] * hand)),
                 floor=0.5 / found["num_query"] if accuracy else 1e-12,
                 slack=POINTS if accuracy else 0.0,
                 mean=float(iqm(costs)),
@@ -111,9 +112,20 @@ def in_the_same_time(cells: dict[str, Cell], arm: str) -> str:
         return "-"
     curves = cells["hand_long"].curves
     records = curves.shape[1] - 1
-    reached = min(records, round(records * clock / LONG))
-    longer = f" ({LONG}x)" if clock > LONG else ""
+    steps = [cells[name].row["settings"]["num_steps"] for name in ("hand", "hand_long")]
+    length = steps[1] // steps[0]
+    reached = min(records, round(records * clock / length))
+    longer = f" ({length}x)" if clock > length else ""
     return f"{iqm(curves[:, reached]):.3g}{longer}"
+
+
+def how_tuned(row: dict[str, Any]) -> str:
+    """Whether the scalar of an arm was one of several as good, or at the edge of what was tried."""
+    costs = [np.mean(values) for values in row["trials"].values()]
+    if np.sum(np.array(costs) <= min(costs)) > 1:
+        return " (tie)"
+    tried = row["settings"]["scalars"]
+    return " (edge)" if row["scalar"] in (min(tried), max(tried)) else ""
 
 
 def task_table(found: dict[str, Any], cells: dict[str, Cell]) -> str:
@@ -125,14 +137,13 @@ def task_table(found: dict[str, Any], cells: dict[str, Cell]) -> str:
     for arm, cell in sorted(cells.items(), key=lambda pair: pair[1].mean):
         low, high = cell.interval
         tried = cell.row["settings"]["scalars"]
-        edge = " (edge)" if cell.row["scalar"] in (min(tried), max(tried)) else ""
         columns = [
             arm,
             f"{cell.mean:.3g}",
             f"{low:.3g} to {high:.3g}",
             f"{cell.costs.max():.3g}",
             f"{cell.failed.sum()} of {len(cell.failed)}",
-            f"{cell.row['scalar']:g}{edge}" if len(tried) > 1 else "nothing",
+            f"{cell.row['scalar']:g}{how_tuned(cell.row)}" if len(tried) > 1 else "nothing",
             "-" if np.isnan(cell.clock) else f"{cell.clock:.1f}",
             in_the_same_time(cells, arm),
         ]
@@ -202,30 +213,36 @@ def keeps_up(row: dict[str, Cell], arm: str, learned: str) -> bool:
 
 
 def tells_apart(row: dict[str, Cell], rule: str) -> bool:
-    """Whether any two arms with a rule differ by more than the tolerance."""
+    """Whether the hand-designed arm learns, and any two arms with a rule differ by the tolerance."""
     means = [cell.mean for arm, cell in row.items() if arm.split("/")[0] in ("hand", rule)]
-    return max(means) > TOLERANCE * min(means) + row["hand"].slack
+    learns = row["hand"].failed.mean() < 0.5
+    return learns and max(means) > TOLERANCE * min(means) + row["hand"].slack
 
 
 def overall(cells: dict[str, dict[str, Cell]], rule: str) -> list[str]:
     """Every arm with one learned optimizer over the tasks that have been run with it."""
-    learned, trust = f"{rule}/alone", f"{rule}/hub_trust"
+    learned, trust, invert = (f"{rule}/{arm}" for arm in ("alone", "hub_trust", "hub_invert"))
     have = {task: row for task, row in cells.items() if learned in row}
     tasks = {task: row for task, row in have.items() if tells_apart(row, rule)}
     arms = {a for row in tasks.values() for a in row if "/" not in a or a.split("/")[0] == rule}
     lines = [
-        "| arm | cost over tuned hand-designed, geometric mean over tasks | 95 % interval | "
-        "worst task | keeps up with the better arm | failed runs |",
-        "|---|---|---|---|---|---|",
+        "| arm | tasks | cost over tuned hand-designed, geometric mean over tasks | 95 % interval | "
+        "`hub_invert`, `hub_trust` on the same tasks | worst task | keeps up with the better arm | "
+        "failed runs |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    standings = {
-        arm: stand({t: row for t, row in tasks.items() if arm in row}, arm, learned)
-        for arm in arms - {"hand_long"}
-    }
-    for arm, it in sorted(standings.items(), key=lambda pair: pair[1].ratio):
+
+    def standing(arm, *others):
+        """Of the first on the tasks of all."""
+        return stand({t: r for t, r in tasks.items() if r.keys() >= {arm, *others}}, arm, learned)
+
+    standings = {arm: standing(arm) for arm in arms - {"hand_long"}}
+    for arm, it in sorted(standings.items(), key=lambda pair: (-pair[1].tasks, pair[1].ratio)):
+        same = [standing(other, arm) for other in (invert, trust)]
+        beside = ", ".join(f"{x.ratio:.2f}" if x.tasks == it.tasks else "-" for x in same)
         lines.append(
-            f"| {arm} | {it.ratio:.2f} | {it.interval[0]:.2f} to {it.interval[1]:.2f} | "
-            f"{it.worst:.3g} | {it.within} of {it.tasks} | {it.failed} of {it.runs} |"
+            f"| {arm} | {it.tasks} | {it.ratio:.2f} | {it.interval[0]:.2f} to {it.interval[1]:.2f} | "
+            f"{beside} | {it.worst:.3g} | {it.within} | {it.failed} of {it.runs} |"
         )
     behind = [
         f"{task} ({row[trust].mean:.3g}; hand-designed {row['hand'].mean:.3g}, learned "
@@ -234,8 +251,8 @@ def overall(cells: dict[str, dict[str, Cell]], rule: str) -> list[str]:
         if trust in row and not keeps_up(row, trust, learned)
     ]
     return [
-        f"Tasks: {', '.join(tasks)}. Left out, as all arms agree: "
-        f"{', '.join(have.keys() - tasks.keys()) or 'none'}. To keep up is to be at most 2 %, or half "
+        f"Tasks: {', '.join(tasks)}. Left out, as all arms agree or the hand-designed one does not "
+        f"learn: {', '.join(t for t in have if t not in tasks) or 'none'}. To keep up is to be at most 2 %, or half "
         "a point of accuracy, worse than the better one of the tuned hand-designed and the learned arm.",
         "\n".join(lines),
         f"`{trust}` does not keep up on: {', '.join(behind) or 'none'}.",

@@ -19,12 +19,13 @@ def report():
     return hub_report
 
 
-def row(finals, *, start=1.0, losses=None, steps=3, scalar=0.1, scalars=(0.01, 0.1, 1.0)):
+def row(finals, *, start=1.0, losses=None, steps=3, scalar=0.1, scalars=(0.01, 0.1, 1.0), length=1):
     """An arm whose runs go to their ends in even steps of the logarithm."""
     scores = [np.geomspace(start, end, steps).tolist() for end in finals]
     return {
-        "settings": {"scalars": list(scalars), "num_steps": 10},
+        "settings": {"scalars": list(scalars), "num_steps": 10 * length},
         "scalar": scalar,
+        "trials": {f"{s:g}": [abs(s - scalar)] for s in scalars},
         "scores": scores,
         "final": {"loss": losses or finals},
     }
@@ -46,6 +47,8 @@ def test_a_run_that_is_not_finite_or_ends_above_its_start_costs_its_start(report
     )
     np.testing.assert_allclose(cells["arm"].costs, [0.1, 1.0, 0.1, 1.0])
     assert cells["arm"].failed.tolist() == [False, True, False, True]
+    lost = cells_of(report, hand=row([2.0] * 4), arm=row([1.5] * 4))  # though no worse than Adam
+    assert lost["arm"].failed.all() and lost["hand"].failed.all()
     assert cells["arm"].mean == pytest.approx(0.55)  # the middle two of .1, .1, 1, 1
 
 
@@ -103,7 +106,7 @@ def test_a_perfect_score_counts_as_half_an_example(report):
 
 def test_what_the_hand_designed_arm_reaches_in_the_same_time(report):
     """Twice as slow as it: half-way through a run of four times the length."""
-    cells = cells_of(report, hand=row([0.1]), hand_long=row([0.01], steps=5), arm=row([0.1]))
+    cells = cells_of(report, hand=row([0.1]), hand_long=row([0.01], steps=5, length=4), arm=row([0.1]))
     cells["arm"] = cells["arm"]._replace(clock=2.0)
     assert report.in_the_same_time(cells, "arm") == "0.1"
     cells["arm"] = cells["arm"]._replace(clock=9.0)
@@ -116,6 +119,23 @@ def test_tasks_that_tell_nothing_apart_are_left_out(report):
     assert not report.tells_apart(cells_of(report, **{"hand": same, "r/alone": same}), "r")
     assert report.tells_apart(cells_of(report, **{"hand": same, "r/alone": other}), "r")
     assert not report.tells_apart(cells_of(report, **{"hand": same, "q/alone": other}), "r")
+    lost = row([2.0, 2.0, 2.0, 0.1])
+    assert not report.tells_apart(cells_of(report, **{"hand": lost, "r/alone": same}), "r")
+
+
+def test_an_arm_of_fewer_tasks_stands_beside_hub_on_those(report):
+    """Invert has a ratio of 1/4 on the first task and of 1 on the second; the other arm has no second."""
+
+    def task(invert, **more):
+        arms = {"hand": 0.1, "r/alone": 0.3, "r/hub_trust": 0.1, "r/hub_invert": invert} | more
+        return cells_of(report, **{name: row([end] * 4) for name, end in arms.items()})
+
+    cells = {"radial_2": task(0.025, **{"r/graft": 0.05}), "ltc_sine_8": task(0.1)}
+    lines = report.overall(cells, "r")[1].splitlines()
+    columns = {line.split(" | ")[0].removeprefix("| "): line.split(" | ") for line in lines}
+    assert columns["r/hub_invert"][1:3] == ["2", "0.50"]
+    assert columns["r/graft"][1:3] == ["1", "0.50"] and columns["r/graft"][4] == "0.25, 1.00"
+    assert lines[-1].startswith("| r/graft")  # those of all tasks come first
 
 
 def test_merging_adds_arms_and_tasks(report):
@@ -130,7 +150,8 @@ def test_merging_adds_arms_and_tasks(report):
 def test_the_table_marks_a_scalar_at_the_edge_of_what_was_tried(report):
     found = results(hand=row([0.1]), arm=row([0.2], scalar=1.0), one=row([0.3], scalars=(0.1,)))
     found = found["radial_2"]
+    found["arms"]["same"] = row([0.4]) | {"trials": {"0.01": [0.3], "0.1": [0.3], "1": [0.4]}}
     table = report.task_table(found, report.read_cells({"radial_2": found})["radial_2"])
     lines = {line.split(" | ")[0].removeprefix("| "): line for line in table.splitlines()}
     assert "| 1 (edge) |" in lines["arm"] and "| 0.1 |" in lines["hand"]
-    assert "| nothing |" in lines["one"]
+    assert "| nothing |" in lines["one"] and "| 0.1 (tie) |" in lines["same"]
