@@ -10,10 +10,12 @@ for all arms alike:
 
 The first runs what is missing, seeds and trials in vmapped calls; the second times a step of what is
 there. Each finished task and arm is written to benchmarks/results/hub.json at once and not repeated
-unless its settings have changed; `benchmarks/hub_report.py` turns it into tables and plots.
+unless its settings, or the weights of the learned optimizer, have changed; `benchmarks/hub_report.py`
+turns it into tables and plots.
 """
 
 import argparse
+import hashlib
 import json
 import pathlib
 import sys
@@ -54,6 +56,7 @@ class Arm(NamedTuple):
       gradients: gradients of one step.
       length: how many times as long as all others it runs.
       read: parameters to be judged, from the optimizer's state and those it was handed.
+      theta: digest of the weights of the learned optimizer; empty without one.
     """
 
     make: Make
@@ -61,6 +64,7 @@ class Arm(NamedTuple):
     gradients: int = 1
     length: int = 1
     read: Callable[[optax.OptState, Any], Any] = lambda state, params: params
+    theta: str = ""
 
 
 def alone(task: hub_tasks.Task) -> dict[str, Arm]:
@@ -255,12 +259,22 @@ def _rounded(values: Iterable[float]) -> list[float | None]:
 RULES = {"celo": lj.celo, "velo": lj.velo}
 
 
-def learned_rules(thetas: dict[str, str]) -> dict[str, Callable[[int], Any]]:
-    """The learned optimizers: what ships, and Celo's or VeLO's published weights where given."""
+def learned_rules(thetas: dict[str, str]) -> dict[str, tuple[Callable[[int], Any], str]]:
+    """The learned optimizers with digests: what ships, and Celo's or VeLO's weights where given."""
     loaded = {name: lj.load_theta(path) for name, path in thetas.items()}
-    return {"small": lambda n: lj.pretrained_optimizer("small", n)} | {
-        name: lambda n, name=name: RULES[name](loaded[name], n) for name in loaded
+    made = {
+        "small": (lambda n: lj.pretrained_optimizer("small", n), digest(lj.pretrained("small")))
     }
+    return made | {
+        name: (lambda n, name=name: RULES[name](loaded[name], n), digest(loaded[name]))
+        for name in loaded
+    }
+
+
+def digest(theta: Any) -> str:
+    """Of all entries, in the order of the tree."""
+    entries = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(theta))
+    return hashlib.sha256(entries).hexdigest()[:16]
 
 
 def describe(task: hub_tasks.Task) -> dict[str, Any]:
@@ -276,14 +290,19 @@ def describe(task: hub_tasks.Task) -> dict[str, Any]:
     } | examples
 
 
-def all_arms(task: hub_tasks.Task, rules: dict[str, Callable[[int], Any]]) -> dict[str, Arm]:
+def all_arms(
+    task: hub_tasks.Task, rules: dict[str, tuple[Callable[[int], Any], str]]
+) -> dict[str, Arm]:
     """Every optimizer by name; those with a learned rule are called "RULE/NAME"."""
     arms = alone(task)
-    for rule, learned in rules.items():
-        arms |= {f"{rule}/{arm}": it for arm, it in with_learned(task, learned).items()}
+    for rule, (learned, theta) in rules.items():
+        found = with_learned(task, learned).items()
+        arms |= {f"{rule}/{arm}": it._replace(theta=theta) for arm, it in found}
     return arms | {
         "small/alone_tuned": Arm(
-            lambda rate, n: lj.pretrained_optimizer("small", n, learning_rate=rate), task.rates
+            lambda rate, n: lj.pretrained_optimizer("small", n, learning_rate=rate),
+            task.rates,
+            theta=rules["small"][1],
         ),
         "small/hub_trust_untuned": arms["small/hub_trust"]._replace(scalars=(1e-3,)),
     }
@@ -302,9 +321,9 @@ def run_missing(
             "scalars": list(arm.scalars),
             "num_seeds": task.num_seeds,
             "tuning_seeds": TUNING_SEEDS,
-        }
+        } | ({"theta": arm.theta} if arm.theta else {})
         if name not in rows or rows[name]["settings"] != settings:
-            rows[name] = {"settings": settings, **compare(task, arm)}
+            rows[name] = {"settings": settings, "environment": environment(), **compare(task, arm)}
             yield name
 
 
@@ -339,7 +358,7 @@ def main() -> None:
         if unknown := set(arguments.arms or ()) - set(arms):
             sys.exit(f"--arms: {name} has {', '.join(arms)}; got {', '.join(sorted(unknown))}.")
         found = results.setdefault(name, {"arms": {}})
-        found |= describe(task) | {"environment": environment()}
+        found |= describe(task)
         work = add_clocks if arguments.clock else run_missing
         for arm in work(task, arms, arguments.arms or arms, found["arms"]):
             write_atomically(arguments.results, (json.dumps(results) + "\n").encode())

@@ -250,10 +250,11 @@ def overall(cells: dict[str, dict[str, Cell]], rule: str) -> list[str]:
         for task, row in tasks.items()
         if trust in row and not keeps_up(row, trust, learned)
     ]
+    silent = ", ".join(task for task in have if task not in tasks) or "none"
     return [
         f"Tasks: {', '.join(tasks)}. Left out, as all arms agree or the hand-designed one does not "
-        f"learn: {', '.join(t for t in have if t not in tasks) or 'none'}. To keep up is to be at most 2 %, or half "
-        "a point of accuracy, worse than the better one of the tuned hand-designed and the learned arm.",
+        f"learn: {silent}. To keep up is to be at most 2 %, or half a point of accuracy, worse than the "
+        "better one of the tuned hand-designed and the learned arm.",
         "\n".join(lines),
         f"`{trust}` does not keep up on: {', '.join(behind) or 'none'}.",
     ]
