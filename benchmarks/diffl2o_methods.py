@@ -45,8 +45,6 @@ ROUNDS, MOST_EVALUATIONS = 4, 4
 DEEP = 2 * ROUNDS
 """Pairs of a deep one, which is evaluated half as often."""
 SAMPLER_STEPS = 10
-PROBES = 8
-"""Points where the features of shifted families look at f and its gradient."""
 EIGENVALUE, POWER_ITERATION = "eigenvalue", f"{POWER_STEPS + 1} pairs"
 
 
@@ -143,15 +141,15 @@ def _solve_diffusion_lasso(problem_set: ProblemSet, budget: int, rounds: int = R
 
 
 def _polished(problem_set, problem, points, gradients, network_calls, *, features=True) -> Answer:
-    """Newton's method from each of `[K, n]` points; features of shifted families add their probes."""
+    """Newton's method from each of `[K, n]` points; features of shifted families are n values of f."""
     family = problem_set.family
     runner = functools.partial(damped_newton, family, problem)
     result = refine(objective_of(family, problem), points, runner, NEWTON_STEPS)
-    probes = PROBES if features and "shift" in problem else 0
+    values = len(problem["shift"]) if features and "shift" in problem else 0
     return Answer(
         result.x,
-        result.objective_calls + probes,
-        result.gradient_calls + gradients + probes,
+        result.objective_calls + values,
+        result.gradient_calls + gradients,
         network_calls,
     )
 
@@ -207,6 +205,14 @@ def _learned(kind: str) -> Method:
     return Method(solve, train, set_up=EIGENVALUE if kind == "l2o_pa" else "")
 
 
+def _centre_of_as_many_gradients(problem_set: ProblemSet, budget: int):
+    """Newton's method without a network, from as many more starts as smoothed guidance costs."""
+    n = jax.eval_shape(problem_set.family.init, jax.random.key(0)).size
+    guided = gradient_calls(GuidanceConfig(("smoothed_gradient",)), SAMPLER_STEPS, budget)
+    starts = budget + guided // (NEWTON_STEPS * (1 + n))  # a Hessian is n products
+    return many_starts(damped_newton, NEWTON_STEPS, draw=from_centre)(problem_set, starts)
+
+
 def _one_matrix(problem_set: ProblemSet) -> bool:
     return problem_set.one_matrix
 
@@ -247,6 +253,7 @@ METHODS: dict[str, Method] = {
     "centre_newton": Method(
         many_starts(damped_newton, NEWTON_STEPS, draw=from_centre), serves=has_wells, random=True
     ),
+    "centre_newton_more": Method(_centre_of_as_many_gradients, serves=has_wells, random=True),
     "multistart_lbfgs": Method(
         many_starts(lbfgs, NEWTON_STEPS, draw=from_init), serves=has_wells, random=True
     ),

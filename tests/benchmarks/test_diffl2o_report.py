@@ -32,7 +32,7 @@ def test_means_and_spreads_over_seeds():
 def test_a_row_of_the_table():
     rows = {"10": {"0": cell(0.1, training_seconds=7.0), "1": cell(0.3, training_seconds=9.0)}}
     (row,) = report.table({"lista": rows}, ABOUT)[2:]
-    assert row == "| lista | 10 | 0.2 ± 0.1 | 0.1 | 0.5 ± 0 | 10 | 1 | 2 | 8 |"
+    assert row == "| lista | 10 | 0.2 ± 0.1 | 0.1 | 0.5 ± 0 | 10 | 1 | eigenvalue | 2 | 8 |"
     failed = report.table({"lista": {"10": {"0": {"failed": "NaN"}}}}, ABOUT)[2]
     assert failed.startswith("| lista | 10 | failed |")
 

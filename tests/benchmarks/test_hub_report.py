@@ -106,7 +106,9 @@ def test_a_perfect_score_counts_as_half_an_example(report):
 
 def test_what_the_hand_designed_arm_reaches_in_the_same_time(report):
     """Twice as slow as it: half-way through a run of four times the length."""
-    cells = cells_of(report, hand=row([0.1]), hand_long=row([0.01], steps=5, length=4), arm=row([0.1]))
+    cells = cells_of(
+        report, hand=row([0.1]), hand_long=row([0.01], steps=5, length=4), arm=row([0.1])
+    )
     cells["arm"] = cells["arm"]._replace(clock=2.0)
     assert report.in_the_same_time(cells, "arm") == "0.1"
     cells["arm"] = cells["arm"]._replace(clock=9.0)
