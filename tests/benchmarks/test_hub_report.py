@@ -126,7 +126,7 @@ def test_tasks_that_tell_nothing_apart_are_left_out(report):
 
 
 def test_an_arm_of_fewer_tasks_stands_beside_hub_on_those(report):
-    """Invert has a ratio of 1/4 on the first task and of 1 on the second; the other arm has no second."""
+    """Invert has a ratio of 1/4 on the first task and of 1 on the second; the other no second."""
 
     def task(invert, **more):
         arms = {"hand": 0.1, "r/alone": 0.3, "r/hub_trust": 0.1, "r/hub_invert": invert} | more
