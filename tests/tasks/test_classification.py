@@ -43,7 +43,7 @@ def train(family, key, *, num_steps=40):
     return params, losses
 
 
-@pytest.mark.parametrize("name", ["cnn", "vit"])
+@pytest.mark.parametrize("name", ["cnn", pytest.param("vit", marks=pytest.mark.slow)])
 def test_adam_learns_from_every_start_as_it_does_one_by_one(name):
     family = tiny_family(name)
     keys = jax.random.split(jax.random.key(0), 2)

@@ -47,12 +47,17 @@ def source_scores(params):
 def test_pretraining_equals_a_loop_of_steps():
     family = classification(SOURCE, batch_size=4, **OPTIONS)
     task_key, init_key, loss_key = jax.random.split(jax.random.key(3), 3)
-    data, params = family.sample(task_key), family.init(init_key)
+    data, params = family.sample(task_key), jax.jit(family.init)(init_key)
     optimizer = optax.adam(lambda step: 0.01 * (1 + jnp.cos(jnp.pi * step / 3)) / 2)
-    state, gradient = optimizer.init(params), jax.jit(jax.grad(family.loss))
+
+    @jax.jit
+    def step(params, state, key):
+        updates, state = optimizer.update(jax.grad(family.loss)(params, data, key), state)
+        return optax.apply_updates(params, updates), state
+
+    state = jax.jit(optimizer.init)(params)
     for key in jax.random.split(loss_key, 3):
-        updates, state = optimizer.update(gradient(params, data, key), state)
-        params = optax.apply_updates(params, updates)
+        params, state = step(params, state, key)
     learn = functools.partial(pretrain, family, num_steps=3, learning_rate=0.01)
     chex.assert_trees_all_close(jax.jit(learn)(jax.random.key(3)), params, rtol=1e-4, atol=1e-6)
 

@@ -162,6 +162,7 @@ def train(family, params, key, *, num_steps=60, learning_rate=3e-3):
     return losses
 
 
+@pytest.mark.slow
 def test_adam_over_seeds_halves_the_loss_as_it_does_one_by_one():
     several = [weights(seed=seed) for seed in (0, 1)]
     keys = jax.random.split(jax.random.key(0), 2)
