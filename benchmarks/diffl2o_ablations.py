@@ -27,11 +27,11 @@ from lohp_jax.diffusion.config import DiffusionConfig
 from lohp_jax.diffusion.denoiser import DenoiserConfig
 from lohp_jax.diffusion.generator import diffusion_generator
 from lohp_jax.diffusion.guidance import GuidanceConfig, gradient_calls
-from lohp_jax.diffusion.oracle import OracleConfig
+from lohp_jax.diffusion.oracle import OracleConfig, Solved
 from lohp_jax.diffusion.refine import refine
 from lohp_jax.diffusion.sampler import SAMPLERS
 from lohp_jax.diffusion.schedule import Schedule
-from lohp_jax.diffusion.training import diffusion_params
+from lohp_jax.diffusion.training import diffusion_params, solved_pool
 from lohp_jax.files import write_atomically
 from lohp_jax.runs import environment
 from lohp_jax.solvers.multistart import gaussian_starts
@@ -51,12 +51,12 @@ DIMENSIONS = (2, 10, 30, 50, 100, 200)
 LASSO, RASTRIGIN = "lasso25x50_fixedA_0.1", "rastrigin_n2"
 BASES = {
     LASSO: DiffusionConfig(
-        network=DenoiserConfig(width=256), pool=4096, batch_size=128, updates=2000, ema=0.99
+        network=DenoiserConfig(width=128), pool=4096, batch_size=64, updates=1500, ema=0.99
     ),
     RASTRIGIN: DiffusionConfig(
-        network=DenoiserConfig(width=128),
+        network=DenoiserConfig(width=64),
         pool=4096,
-        batch_size=256,
+        batch_size=128,
         updates=2000,
         ema=0.99,
         alpha=0.9,
@@ -147,11 +147,12 @@ def cells_of(axis: str, base: DiffusionConfig) -> Iterator[Cell]:
 
 
 class Trainer:
-    """Trains the seeds of a setting in one call; what is sampled differently is trained once."""
+    """Trains the seeds of a setting in one call; settings share their problems, solved once."""
 
     def __init__(self, num_seeds: int, quick: bool):
         self._keys = jax.random.split(jax.random.key(0), num_seeds)
         self._quick = quick
+        self._pools: dict[tuple[str, OracleConfig, int], Solved] = {}
         self._known: dict[tuple[str, DiffusionConfig], tuple[PyTree, float]] = {}
 
     def __call__(self, problem_set: ProblemSet, config: DiffusionConfig) -> tuple[PyTree, float]:
@@ -161,11 +162,21 @@ class Trainer:
             config = dataclasses.replace(config, updates=2, pool=4, batch_size=2)
         place = problem_set.training_name, config
         if place not in self._known:
+            pool = self._pool(problem_set, config)
             train = functools.partial(diffusion_params, problem_set.training, config)
             began = time.perf_counter()
-            params = jax.block_until_ready(jax.jit(jax.vmap(train))(self._keys))
+            many = jax.jit(jax.vmap(lambda key, pool: train(key, pool=pool)))
+            params = jax.block_until_ready(many(self._keys, pool))
             self._known[place] = params, time.perf_counter() - began
         return self._known[place]
+
+    def _pool(self, problem_set: ProblemSet, config: DiffusionConfig) -> Solved:
+        place = problem_set.training_name, config.oracle, config.pool
+        if place not in self._pools:
+            keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(self._keys)
+            solve = functools.partial(solved_pool, problem_set.training, config)
+            self._pools[place] = jax.block_until_ready(jax.jit(jax.vmap(solve))(keys))
+        return self._pools[place]
 
 
 def measure(problem_set: ProblemSet, cell: Cell, params: PyTree) -> dict[str, Any]:

@@ -68,7 +68,9 @@ def train_diffusion(
     return diffusion_generator(family, config, _train(family, config, key, fit_one))
 
 
-def diffusion_params(family: ProblemFamily, config: DiffusionConfig, key: jax.Array) -> PyTree:
+def diffusion_params(
+    family: ProblemFamily, config: DiffusionConfig, key: jax.Array, *, pool: Solved | None = None
+) -> PyTree:
     """`train_diffusion` as one pure function, for `jax.vmap` over keys: an ensemble, or an ablation.
 
     Nothing is reported on the way and nothing is checked; where training diverges, params are NaN.
@@ -77,16 +79,18 @@ def diffusion_params(family: ProblemFamily, config: DiffusionConfig, key: jax.Ar
       family: the problems.
       config: settings.
       key: as in `train_diffusion`, which gives the same params up to rounding.
+      pool: of `solved_pool`, for several trainings on the same problems; None solves its own.
 
     Returns: params of `diffusion_generator`.
     """
-    return _train(family, config, key, functools.partial(_scan_denoiser, family))
+    return _train(family, config, key, functools.partial(_scan_denoiser, family), pool)
 
 
-def _train(family, config, key, fit_one) -> PyTree:
+def _train(family, config, key, fit_one, pool=None) -> PyTree:
     """Params of a generator, by `fit_one(method, config, warm, pool, key)`."""
     pool_key, more_key, warm_key, train_key = jax.random.split(key, 4)
-    pool, warm = solved_pool(family, config, pool_key), None
+    pool = solved_pool(family, config, pool_key) if pool is None else pool
+    warm = None
     if config.warm_start:
         warm = fit_one(WARM_START, regression_config(config), None, pool, warm_key)
         some = solved_pool(family, config, more_key, RESIDUALS)

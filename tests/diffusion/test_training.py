@@ -16,7 +16,12 @@ from lohp_jax.diffusion.loss import make_loss, task_loss
 from lohp_jax.diffusion.oracle import OracleConfig, Solved, solved
 from lohp_jax.diffusion.sampler import sample
 from lohp_jax.diffusion.schedule import Schedule
-from lohp_jax.diffusion.training import diffusion_params, initial_params, train_diffusion
+from lohp_jax.diffusion.training import (
+    diffusion_params,
+    initial_params,
+    solved_pool,
+    train_diffusion,
+)
 from lohp_jax.generation import generate
 from lohp_jax.types import Composite
 
@@ -102,10 +107,17 @@ def test_generate_and_sample_agree_with_apply(quadratic, trained):
 
 
 def test_an_ensemble_trains_in_one_call_and_a_training_goes_on_from_its_state(quadratic):
-    """Members are those of `train_diffusion`; a state from which one goes on changes no bit."""
+    """Members on given problems are those of `train_diffusion`; going on from a state changes no bit."""
     config = dataclasses.replace(SMALL, updates=4, log_every=2, pool=16, batch_size=8)
     keys = jax.random.split(KEY, 2)
-    members = jax.jit(jax.vmap(functools.partial(diffusion_params, quadratic, config)))(keys)
+
+    @jax.jit
+    @jax.vmap
+    def train(key):
+        pool = solved_pool(quadratic, config, jax.random.split(key, 4)[0])
+        return diffusion_params(quadratic, config, key, pool=pool)
+
+    members = train(keys)
     states = []
     whole = train_diffusion(quadratic, config, keys[1], on_state=lambda *at: states.append(at))
     jax.tree.map(
