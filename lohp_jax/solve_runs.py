@@ -196,6 +196,7 @@ def trained_generator(
     served = make_problem(config.family)
     family = make_problem(config.training_family or config.family)
     directory, folder = pathlib.Path(directory), pathlib.Path(directory) / "checkpoints"
+    directory.mkdir(parents=True, exist_ok=True)
     shapes = functools.partial(_initial, family, config.diffusion)
     stored = _restored(folder / "generator", config, shapes)
     if stored is not None:

@@ -251,7 +251,7 @@ def test_a_generator_of_another_family_does_not_solve():
 
 @pytest.mark.slow
 def test_a_second_run_loads_the_generator(run, monkeypatch):
-    directory, results = run
+    directory, results, _ = run
     monkeypatch.setattr(solve_runs, "train_diffusion", None)
     again = solve_runs.solve_run(directory, TINY)
     kept = ("method", "gap_mean", "gap_median", "success", "network_calls", "gradient_calls")
