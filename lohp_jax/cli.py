@@ -259,6 +259,8 @@ def solve(
     out = out or _solve_directory(config.family, config.seed)
     if (out / "config.json").exists() and not resume:
         raise UsageError(f"{out} holds a run; go on with --resume, or choose another --out.")
+    if problems and not problems.is_file():
+        raise UsageError(f"expected a file of problems, got {problems}, where there is none.")
     with _usage_errors():
         given = None
         if problems:
@@ -381,10 +383,10 @@ def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]
 
 @contextlib.contextmanager
 def _usage_errors() -> Iterator[None]:
-    """Around what looks at the user's input only: a ValueError or a missing file is bad usage."""
+    """Around what looks at the user's input only: its ValueErrors are bad usage."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except ValueError as error:
         raise UsageError(str(error)) from error
 
 

@@ -229,7 +229,7 @@ def test_the_generator_loads_and_knows_its_family(run, tmp_path):
     ],
 )
 def test_a_checkpoint_of_another_training_is_refused(run, change, message):
-    """Also where the config.json of the directory was exchanged."""
+    """Of the checkpoint itself, whatever config.json says, and of the directory."""
     with pytest.raises(ValueError, match=f"generator holds a run with another config: {message}"):
         solve_runs.trained_generator(run[0], dataclasses.replace(TINY, **change))
     with pytest.raises(ValueError, match=f"run holds a run with another config: {message}"):

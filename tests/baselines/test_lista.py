@@ -63,9 +63,7 @@ def test_matrices_serve_one_lasso(small_lasso):
     untrained(small_lasso, "steps").check(problem | {"A": 2 * problem["A"]})
     check = untrained(small_lasso, "matrices").check
     check(problem)
-    with pytest.raises(
-        ValueError, match=r"the A that all .* LISTA with matrices .*form='steps' s"
-    ):
+    with pytest.raises(ValueError, match=r"the A that all .* LISTA with matrices .*form='steps' s"):
         check(problem | {"A": 2 * problem["A"]})
     with pytest.raises(
         ValueError, match=r"expected A of shape \[3, 4\], as in training, got \[3, 3"
