@@ -246,7 +246,8 @@ def solve(
 ) -> None:
     """Train Diff-L2O on a family of optimization problems, or load it, and solve a batch.
 
-    Writes results.json, solutions.npz and plots. Defaults below are those of the family.
+    Writes results.json, solutions.npz and plots. Defaults below are those of the family; with --resume,
+    those of the run that is there, of which family, seed and diffusion cannot be changed.
 
     Args:
         config: settings of the run.
@@ -255,13 +256,16 @@ def solve(
         resume: solve with the generator that is in the directory, if there is one.
         json: print the results as JSON.
     """
-    out = out or pathlib.Path("runs") / f"solve-{config.family}-{config.seed}"
+    out = out or _solve_directory(config.family, config.seed)
     if (out / "config.json").exists() and not resume:
         raise UsageError(f"{out} holds a run; go on with --resume, or choose another --out.")
+    if problems and not problems.is_file():
+        raise UsageError(f"expected a file of problems, got {problems}, where there is none.")
     with _usage_errors():
         given = None
         if problems:
             given = read_problems(problems, make_problem(config.family))
+            solve_runs.check_problems(config, given)
         solve_runs.open_solve_run(out, config)
 
     def show(at: Progress) -> None:
@@ -276,9 +280,12 @@ def solve(
         _print(results, json)
         return
     columns = ("method", "gap_mean", "gap_median", "success", "gradient_calls", "milliseconds")
-    table = rich.table.Table(*columns, box=rich.box.SIMPLE)
+    gap = {"relative": "(f - f*) / f*", "absolute": "f - f*"}[results["gap"]]
+    title = f"{results['family']}, gaps are {gap}"
+    table = rich.table.Table(*columns, title=title, box=rich.box.SIMPLE)
     for row in results["rows"]:
-        table.add_row(row["method"], *(f"{row[name]:.3g}" for name in columns[1:]))
+        cells = (row[name] for name in columns[1:])
+        table.add_row(row["method"], *("-" if cell is None else f"{cell:.3g}" for cell in cells))
     rich.console.Console().print(table)
     _print({"solutions": out / "solutions.npz"}, json)
 
@@ -302,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _fail(
             "interrupted; what was finished is saved. Go on with the same command "
-            "(run, prepare, train and meta-train: with --resume).",
+            "(run, prepare, train, meta-train and solve: with --resume).",
             1,
         )
         if arguments is None:  # a compilation cut off runs on in XLA; Python's shutdown would crash
@@ -330,7 +337,7 @@ def _parse(arguments: Sequence[str]) -> Callable[[], None]:
         if arguments and arguments[0] in commands:
             name, *rest = arguments
             if name == "solve":
-                commands[name] = _deferred(_for_family(rest))
+                commands[name] = _deferred(_with_defaults(rest))
             return tyro.cli(commands[name], prog=f"lohp {name}", args=rest, config=markers)
         return tyro.extras.subcommand_cli_from_dict(
             commands,
@@ -341,14 +348,27 @@ def _parse(arguments: Sequence[str]) -> Callable[[], None]:
         )
 
 
-def _for_family(arguments: Sequence[str]) -> Callable[..., None]:
-    """`solve` with the defaults of the family that the arguments name."""
+def _with_defaults(arguments: Sequence[str]) -> Callable[..., None]:
+    """`solve` with the defaults of the run to resume, or of the family that the arguments name."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--family", default=solve_runs.SolveConfig.family)
-    family = parser.parse_known_args(arguments)[0].family
-    command = functools.partial(solve, config=solve_runs.preset(family))
+    for name in ("--family", "--seed", "--out"):
+        parser.add_argument(name)
+    parser.add_argument("--resume", action="store_true")
+    known = parser.parse_known_args(arguments)[0]
+    family = known.family or solve_runs.SolveConfig.family
+    out = pathlib.Path(known.out or _solve_directory(family, known.seed or 0))
+    config = None
+    if known.resume and (out / "config.json").exists():
+        config = solve_runs.read_solve_config(out)
+    if config is None or known.family not in (None, config.family):
+        config = solve_runs.preset(family)
+    command = functools.partial(solve, config=config)
     command.__doc__ = solve.__doc__
     return command
+
+
+def _solve_directory(family: str, seed: int | str) -> pathlib.Path:
+    return pathlib.Path("runs") / f"solve-{family}-{seed}"
 
 
 def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:

@@ -21,7 +21,7 @@ from lohp_jax.checks import check_option
 from lohp_jax.diffusion.config import DiffusionConfig
 from lohp_jax.diffusion.denoiser import DenoiserConfig, product_pairs
 from lohp_jax.diffusion.fitting import OnProgress, silent
-from lohp_jax.diffusion.generator import diffusion_generator, regression_config
+from lohp_jax.diffusion.generator import diffusion_generator, problem_check, regression_config
 from lohp_jax.diffusion.guidance import GuidanceConfig, gradient_calls
 from lohp_jax.diffusion.refine import refine
 from lohp_jax.diffusion.sampler import num_evaluations
@@ -34,19 +34,21 @@ from lohp_jax.diffusion.training import (
 )
 from lohp_jax.evaluation.records import SCHEMA
 from lohp_jax.files import write_atomically
-from lohp_jax.runs import environment, open_directory, read_config, write_json
+from lohp_jax.runs import environment, first_difference, open_directory, read_config, write_json
 from lohp_jax.solvers.descent import lbfgs, run_optax
 from lohp_jax.solvers.multistart import gaussian_starts
 from lohp_jax.solvers.newton import damped_newton
 from lohp_jax.solvers.proximal import fista
+from lohp_jax.solvers.trace import objective_of
 from lohp_jax.tasks import PROBLEMS, make_problem
 from lohp_jax.training import checkpoint, metrics
+from lohp_jax.training.config import from_json
 from lohp_jax.types import Generator, ProblemFamily, PyTree
 
 REFINERS = ("fista", "newton", "lbfgs", "adam")
 SUCCESS = 1e-2
-"""A relative gap below it is a success."""
-_BATCH = 256  # problems solved in one piece
+"""A gap below it is a success."""
+_MEMORY, _MOST = 2**30, 256  # of the problems solved in one piece: bytes, and their number
 _SAVE_SECONDS = 20.0
 
 
@@ -117,10 +119,11 @@ def preset(family: str) -> SolveConfig:
         updates=3000,
         ema=0.995,
     )
-    return SolveConfig(family, num_samples=64, refine_steps=20, diffusion=diffusion)
+    count = 8 if family == "digits_mlp" else 64
+    return SolveConfig(family, num_samples=count, refine_steps=20, diffusion=diffusion)
 
 
-class Solved(NamedTuple):
+class Solutions(NamedTuple):
     """Solutions of problems, each with a leading axis of problems `[M, ...]`.
 
     Attributes:
@@ -133,8 +136,9 @@ class Solved(NamedTuple):
       curves: `[M, 3, steps + 1]` best value so far of the refiner from all proposals, from the random
         starts and from the family's start.
       reference: `[M]` the objective at the label solver's solution.
-      gradient_calls: `[M]` of refinement and baseline.
-      objective_calls: `[M]` likewise.
+      objective_calls: stage -> `[M]`, of "refine" (from proposals and start), "multistart" and
+        "baseline".
+      gradient_calls: likewise.
     """
 
     proposals: jax.Array
@@ -145,16 +149,32 @@ class Solved(NamedTuple):
     multistart: jax.Array
     curves: jax.Array
     reference: jax.Array
-    gradient_calls: jax.Array
-    objective_calls: jax.Array
+    objective_calls: dict[str, jax.Array]
+    gradient_calls: dict[str, jax.Array]
 
 
 def open_solve_run(directory: str | os.PathLike, config: SolveConfig) -> None:
-    """Makes a run directory for `config`, or checks that the one that is there has the same.
+    """Makes a run directory for `config`, or checks that the one that is there trains the same.
 
-    Raises: ValueError for another config (with the first field that differs) or one that does not read.
+    Raises: ValueError for a config of another training (with the first field that differs) or one that
+      does not read.
     """
-    open_directory(directory, config)
+    if not (pathlib.Path(directory) / "config.json").exists():
+        open_directory(directory, config)
+    _check_training(directory, read_solve_config(directory), config)
+
+
+def _check_training(place: str | os.PathLike, stored: SolveConfig, config: SolveConfig) -> None:
+    """Raises ValueError if two configs differ in what the training depends on."""
+    there, here = (
+        {name: values[name] for name in ("family", "training_family", "seed", "diffusion")}
+        for values in map(dataclasses.asdict, (stored, config))
+    )
+    if difference := first_difference(there, here):
+        raise ValueError(
+            f"{place} holds a run with another config: {difference}; choose another --out, or give the "
+            "same options."
+        )
 
 
 def read_solve_config(directory: str | os.PathLike) -> SolveConfig:
@@ -170,14 +190,15 @@ def trained_generator(
 ) -> Generator:
     """The generator of a run; trained, from where an earlier process stopped, if it is not there yet.
 
-    Raises: ValueError if a checkpoint is damaged; FloatingPointError if training diverges;
-      KeyboardInterrupt after saving, if interrupted.
+    Raises: ValueError if a checkpoint is damaged or of another training; FloatingPointError if training
+      diverges; KeyboardInterrupt after saving, if interrupted.
     """
     served = make_problem(config.family)
     family = make_problem(config.training_family or config.family)
     directory, folder = pathlib.Path(directory), pathlib.Path(directory) / "checkpoints"
+    directory.mkdir(parents=True, exist_ok=True)
     shapes = functools.partial(_initial, family, config.diffusion)
-    stored = _restored(folder / "generator", shapes)
+    stored = _restored(folder / "generator", config, shapes)
     if stored is not None:
         return diffusion_generator(served, config.diffusion, stored)
     lines, states = directory / "metrics.jsonl", {}
@@ -185,7 +206,7 @@ def trained_generator(
         shapes = functools.partial(
             initial_state, family, config.diffusion, method, jax.random.key(0)
         )
-        states[method] = _restored(folder / method, shapes)
+        states[method] = _restored(folder / method, config, shapes)
         metrics.drop_lines_after(lines, method, int(states[method].step) if states[method] else 0)
 
     def after_chunk(progress):
@@ -224,7 +245,8 @@ def trained_generator(
 def load_solver(directory: str | os.PathLike) -> Generator:
     """The generator that `lohp solve` left in a directory; its `family` names what it serves.
 
-    Raises: FileNotFoundError if there is none, ValueError if it is damaged.
+    Raises: FileNotFoundError if there is none, ValueError if it is damaged, or of another family than
+      the directory's config.
     """
     if checkpoint.latest_step(pathlib.Path(directory) / "checkpoints" / "generator") is None:
         raise FileNotFoundError(
@@ -235,16 +257,18 @@ def load_solver(directory: str | os.PathLike) -> Generator:
 
 
 def _save(folder: pathlib.Path, step: int, tree: PyTree, config: SolveConfig) -> None:
-    checkpoint.save(folder, step, _named(tree), dataclasses.asdict(config), keep=1)
+    checkpoint.save(folder, step, tree, dataclasses.asdict(config), keep=1)
 
 
-def _restored(folder: pathlib.Path, make: Callable[[], PyTree]) -> PyTree | None:
+def _restored(
+    folder: pathlib.Path, config: SolveConfig, make: Callable[[], PyTree]
+) -> PyTree | None:
     """The newest checkpoint, of the shapes of what `make` returns; None without one."""
     if checkpoint.latest_step(folder) is None:
         return None
-    template = jax.eval_shape(make)
-    stored = checkpoint.restore(folder, _named(template))[1]
-    return jax.tree.unflatten(jax.tree.structure(template), [stored[n] for n in _named(template)])
+    stored = from_json(checkpoint.read_config(folder), SolveConfig, os.fspath(folder))
+    _check_training(folder, stored, config)
+    return checkpoint.restore(folder, jax.eval_shape(make))[1]
 
 
 def _initial(family: ProblemFamily, config: DiffusionConfig) -> PyTree:
@@ -254,15 +278,27 @@ def _initial(family: ProblemFamily, config: DiffusionConfig) -> PyTree:
     return initial_params(family, config, key) | {"warm": warm}
 
 
-def _named(tree: PyTree) -> dict[str, Any]:
-    """Leaves by path: checkpoints hold no empty parts."""
-    leaves = jax.tree.leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+def check_problems(config: SolveConfig, problems: PyTree) -> None:
+    """Refuses problems that the generator of a config will not serve; needs no training.
+
+    Args:
+      config: of the run.
+      problems: with a leading axis.
+
+    Raises: ValueError that names the first of them.
+    """
+    check = problem_check(make_problem(config.family), config.diffusion)
+    problems = jax.device_get(problems)
+    for index in range(len(jax.tree.leaves(problems)[0])):
+        try:
+            check({name: array[index] for name, array in problems.items()})
+        except ValueError as error:
+            raise ValueError(f"problem {index}: {error}") from error
 
 
 def solve(
     generator: Generator, config: SolveConfig, problems: PyTree, key: jax.Array
-) -> tuple[Solved, dict[str, float]]:
+) -> tuple[Solutions, dict[str, float]]:
     """Proposes, refines and compares.
 
     Args:
@@ -273,61 +309,72 @@ def solve(
 
     Returns: the solutions, and seconds of one problem for "propose", "refine", "multistart" and
       "baseline", in batches, after compilation.
+
+    Raises: ValueError for a generator of another family.
     """
+    if generator.family not in (config.family, config.training_family):
+        raise ValueError(
+            f"solve: expected a generator of {config.training_family or config.family}, got one of "
+            f"{generator.family}; load it with `load_solver`, or set the config's family."
+        )
     family = make_problem(config.family)
     run = refiner_of(config, family, problems)
     keys = jax.random.split(key, len(jax.tree.leaves(problems)[0]))
-    batched = functools.partial(_in_batches, len(keys))
+    batched = functools.partial(_in_batches, batch_size(config, family, problems))
 
     def propose(problem, key):
         samples = functools.partial(generator.apply, generator.params, problem, temperature=1.0)
         return jax.vmap(samples)(jax.random.split(key, config.num_samples))
 
-    def improve(problem, proposals):
-        objective, start = functools.partial(_objective, family, problem), family.start(problem)
-        solver = functools.partial(run, problem)
-        return refine(objective, proposals, solver, config.refine_steps, baseline=start)
+    def improve(problem, starts, baseline=None):
+        objective, solver = objective_of(family, problem), functools.partial(run, problem)
+        return refine(objective, starts, solver, config.refine_steps, baseline=baseline)
 
-    def random_starts(problem, key):
-        return gaussian_starts(family, problem, key, config.num_samples)
+    def from_proposals(problem, proposals):
+        return improve(problem, proposals, family.start(problem))
 
     def from_random(problem, key):
-        objective = functools.partial(_objective, family, problem)
-        solver = functools.partial(run, problem)
-        return refine(objective, random_starts(problem, key), solver, config.refine_steps).value
+        return improve(problem, gaussian_starts(family, problem, key, config.num_samples))
 
     def from_start(problem):
-        return run(problem, family.start(problem), config.refine_steps).x
+        return improve(problem, family.start(problem))
 
     def look(problem, key, proposals):
-        objective = functools.partial(_objective, family, problem)
-        starts = proposals, random_starts(problem, key), family.start(problem)[None]
-        curves = [
-            jax.vmap(lambda x: run(problem, x, config.refine_steps).values)(x) for x in starts
-        ]
-        best = [jnp.min(jnp.nan_to_num(curve, nan=jnp.inf), axis=0) for curve in curves]
-        curves = jnp.stack([jax.lax.cummin(curve) for curve in best])
-        return jax.vmap(objective)(proposals), curves, objective(family.solve(problem, key))
+        objective = objective_of(family, problem)
+        return jax.vmap(objective)(proposals), objective(family.solve(problem, key))
 
-    seconds = {}
+    refined, seconds = {}, {}
     proposals, seconds["propose"] = batched(propose, problems, keys)
-    refined, seconds["refine"] = batched(improve, problems, proposals)
-    multistart, seconds["multistart"] = batched(from_random, problems, keys)
-    _, seconds["baseline"] = batched(from_start, problems)
-    (proposed, curves, reference), _ = batched(look, problems, keys, proposals)
-    solved = Solved(
+    refined["refine"], seconds["refine"] = batched(from_proposals, problems, proposals)
+    refined["multistart"], seconds["multistart"] = batched(from_random, problems, keys)
+    refined["baseline"], seconds["baseline"] = batched(from_start, problems)
+    (proposed, reference), _ = batched(look, problems, keys, proposals)
+    solutions = Solutions(
         proposals=proposals,
         proposed=proposed,
-        x=refined.x,
-        value=refined.value,
-        baseline=refined.baseline,
-        multistart=multistart,
-        curves=curves,
+        x=refined["refine"].x,
+        value=refined["refine"].value,
+        baseline=refined["refine"].baseline,
+        multistart=refined["multistart"].value,
+        curves=jnp.stack([found.curve for found in refined.values()], axis=1),
         reference=reference,
-        gradient_calls=refined.gradient_calls,
-        objective_calls=refined.objective_calls,
+        objective_calls={name: found.objective_calls for name, found in refined.items()},
+        gradient_calls={name: found.gradient_calls for name, found in refined.items()},
     )
-    return solved, seconds
+    return solutions, seconds
+
+
+def batch_size(config: SolveConfig, family: ProblemFamily, problems: PyTree) -> int:
+    """Problems to solve in one piece: as many as `_MEMORY` has room for, at most 256.
+
+    Of each sample there are the paths of sampler and refiner, in two copies, and some 40 vectors that
+    L-BFGS keeps; and gradients at all probes, each as large as a problem on its way.
+    """
+    one = jax.eval_shape(lambda trees: jax.tree.map(lambda leaf: leaf[0], trees), problems)
+    n, size = jax.eval_shape(family.start, one).size, sum(x.size for x in jax.tree.leaves(one))
+    path = 2 * (config.refine_steps + 1 + config.diffusion.num_steps) + 40
+    floats = n * path + 2 * config.diffusion.guidance.probes * (n + size)
+    return int(np.clip(_MEMORY // (4 * config.num_samples * floats), 1, _MOST))
 
 
 def refiner_of(config: SolveConfig, family: ProblemFamily, problems: PyTree) -> Callable[..., Any]:
@@ -353,17 +400,13 @@ def refiner_of(config: SolveConfig, family: ProblemFamily, problems: PyTree) -> 
     return lambda problem, x0, num_steps: solver(family, problem, x0, num_steps)
 
 
-def _objective(family: ProblemFamily, problem: PyTree, x: jax.Array) -> jax.Array:
-    return family.objective(x, problem)
-
-
-def _in_batches(count: int, fn: Callable, *trees: PyTree) -> tuple[PyTree, float]:
-    """`fn` over leading axes, and the seconds of one problem in a second run."""
-    mapped = jax.jit(lambda *args: jax.lax.map(lambda a: fn(*a), args, batch_size=_BATCH))
+def _in_batches(size: int, fn: Callable, *trees: PyTree) -> tuple[PyTree, float]:
+    """`fn` over leading axes, `size` at once, and the seconds of one problem in a second run."""
+    mapped = jax.jit(lambda *args: jax.lax.map(lambda a: fn(*a), args, batch_size=size))
     jax.block_until_ready(mapped(*trees))
     began = time.perf_counter()
     out = jax.block_until_ready(mapped(*trees))
-    return out, (time.perf_counter() - began) / count
+    return out, (time.perf_counter() - began) / len(jax.tree.leaves(trees)[0])
 
 
 def solve_run(
@@ -384,11 +427,14 @@ def solve_run(
 
     Returns: the results.
 
-    Raises: OSError if the disk is full.
+    Raises: ValueError, before training, for problems that the generator would not serve; OSError if
+      the disk is full; what `trained_generator` raises.
     """
     from lohp_jax.evaluation.solve_plots import draw_solve_plots
 
     directory, family = pathlib.Path(directory), make_problem(config.family)
+    if problems is not None:
+        check_problems(config, problems)
     on_stage("training")
     generator = trained_generator(directory, config, on_progress)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
@@ -397,20 +443,21 @@ def solve_run(
         keys = jax.random.split(problem_key, config.num_problems)
         problems = jax.jit(jax.vmap(lambda key: family.sample(key, "held_out")))(keys)
     on_stage("solving")
-    solved, seconds = solve(generator, config, problems, sample_key)
+    solutions, seconds = solve(generator, config, problems, sample_key)
     results = {
         "schema": SCHEMA,
         "family": config.family,
+        "gap": gap_of(family),
         "config": dataclasses.asdict(config),
         "environment": environment(),
-        "rows": rows_of(config, solved, seconds),
+        "rows": rows_of(config, solutions, seconds),
     }
-    on_stage("drawing")
-    arrays = {name: np.asarray(getattr(solved, name)) for name in ("x", "value", "reference")}
+    arrays = {name: np.asarray(getattr(solutions, name)) for name in ("x", "value", "reference")}
     _write_npz(directory / "solutions.npz", arrays)
-    curves = convergence(config, solved, seconds)
-    draw_solve_plots(directory, family, generator, problems, curves, sample_key)
     write_json(directory / "results.json", results)
+    on_stage("drawing")
+    curves = convergence(config, solutions, seconds)
+    draw_solve_plots(directory, family, generator, problems, curves, sample_key, gap=results["gap"])
     return results
 
 
@@ -418,79 +465,83 @@ class Calls(NamedTuple):
     """What one problem costs.
 
     Attributes:
-      networks: evaluations of the denoiser.
-      proposing: gradients, or pairs of products, that the denoiser asks for.
-      refining: gradients of the refiner from all proposals and the baseline's start.
-      baseline: gradients of the refiner from that start alone.
+      networks: evaluations of the denoiser, and of the regression of a warm start.
+      objectives: evaluations of the objective.
+      gradients: of the objective, or pairs of products with A and A^T.
     """
 
     networks: int
-    proposing: int
-    refining: float
-    baseline: float
+    objectives: float
+    gradients: float
 
 
-def calls_of(config: SolveConfig, solved: Solved) -> Calls:
-    """Counts the calls of a run."""
+def calls_of(config: SolveConfig, solutions: Solutions) -> dict[str, Calls]:
+    """Counts the calls of the stages "propose", "refine", "multistart" and "baseline"."""
     diffusion, count = config.diffusion, config.num_samples
-    networks = num_evaluations(diffusion.sampler, diffusion.num_steps)
+    networks = num_evaluations(diffusion.sampler, diffusion.num_steps) * count
     seen = gradient_calls(diffusion.guidance, diffusion.num_steps, count, sampler=diffusion.sampler)
-    if diffusion.network.kind == "lasso":
-        seen += product_pairs(diffusion.network, networks) * count
-    refining = float(np.mean(solved.gradient_calls))
-    return Calls(networks * count, seen, refining, refining / (count + 1))
+    if diffusion.network.kind == "lasso":  # all samples share the preparation
+        seen += product_pairs(diffusion.network, networks)
+        seen += diffusion.warm_start * product_pairs(diffusion.network, 1)
+    calls = {"propose": Calls(networks + diffusion.warm_start, 0.0, float(seen))}
+    for stage, gradients in solutions.gradient_calls.items():
+        objectives = float(np.mean(solutions.objective_calls[stage]))
+        calls[stage] = Calls(0, objectives, float(np.mean(gradients)))
+    return calls
 
 
-def rows_of(config: SolveConfig, solved: Solved, seconds: dict[str, float]) -> list[dict[str, Any]]:
+def rows_of(
+    config: SolveConfig, solutions: Solutions, seconds: dict[str, float]
+) -> list[dict[str, Any]]:
     """A row of results for each method; calls and milliseconds are those of one problem."""
-    calls = calls_of(config, solved)
-    best = np.nanmin(np.asarray(solved.proposed), axis=1)
-    both = seconds["propose"] + seconds["refine"]
+    calls, gap = calls_of(config, solutions), gap_of(make_problem(config.family))
+    proposed = np.asarray(solutions.proposed)
+    best = np.min(np.where(np.isfinite(proposed), proposed, np.inf), axis=1)
+    chosen = Calls(0, float(config.num_samples), 0.0)  # looks, to find the best proposal
     methods = {
-        "diffusion": (best, seconds["propose"], calls.networks, calls.proposing),
+        "diffusion": (best, ("propose",), (calls["propose"], chosen)),
         "diffusion_refined": (
-            solved.value,
-            both,
-            calls.networks,
-            calls.proposing + calls.refining,
+            solutions.value,
+            ("propose", "refine"),
+            (calls["propose"], calls["refine"]),
         ),
-        "multistart": (
-            solved.multistart,
-            seconds["multistart"],
-            0,
-            calls.baseline * config.num_samples,
-        ),
-        "baseline": (solved.baseline, seconds["baseline"], 0, calls.baseline),
+        "multistart": (solutions.multistart, ("multistart",), (calls["multistart"],)),
+        "baseline": (solutions.baseline, ("baseline",), (calls["baseline"],)),
     }
-    return [
-        {
+    rows = []
+    for method, (values, stages, costs) in methods.items():
+        networks, objectives, gradients = map(sum, zip(*costs, strict=True))
+        row = {
             "method": method,
             "seed": config.seed,
             "split": "held_out",
-            "num_problems": len(solved.value),
-            **gap_statistics(relative_gap(np.asarray(values), np.asarray(solved.reference))),
-            "milliseconds": 1e3 * time_taken,
-            "network_calls": network_calls,
-            "gradient_calls": float(gradients),
+            "num_problems": len(solutions.value),
+            **gap_statistics(gaps_of(gap, values, solutions.reference)),
+            "milliseconds": 1e3 * sum(seconds[stage] for stage in stages),
+            "network_calls": networks,
+            "objective_calls": objectives,
+            "gradient_calls": gradients,
         }
-        for method, (values, time_taken, network_calls, gradients) in methods.items()
-    ]
+        rows.append(row)
+    return rows
 
 
 def convergence(
-    config: SolveConfig, solved: Solved, seconds: dict[str, float]
+    config: SolveConfig, solutions: Solutions, seconds: dict[str, float]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The refiner from the proposals, from random starts and from the family's start; see `Solved`."""
-    calls, steps = calls_of(config, solved), np.linspace(0, 1, config.refine_steps + 1)
-    reference, count = np.asarray(solved.reference)[:, None], config.num_samples
+    """The refiner from proposals, from random starts and from the family's start; see `Solutions`."""
+    calls, steps = calls_of(config, solutions), np.linspace(0, 1, config.refine_steps + 1)
+    propose, refine, multistart, baseline = (stage.gradients for stage in calls.values())
+    gap = gap_of(make_problem(config.family))
+    gaps = gaps_of(gap, solutions.curves, np.asarray(solutions.reference)[:, None, None])
     costs = {  # before the first step, and of all steps
-        "from proposals": (calls.proposing, calls.baseline * count, "propose", "refine"),
-        "from as many random starts": (0, calls.baseline * count, None, "multistart"),
-        "from the start": (0, calls.baseline, None, "baseline"),
+        "from proposals": (propose, refine - baseline, "propose", "refine"),
+        "from as many random starts": (0, multistart, None, "multistart"),
+        "from the start": (0, baseline, None, "baseline"),
     }
     return {
         name: {
-            "gaps": relative_gap(np.asarray(solved.curves)[:, row], reference),
+            "gaps": gaps[:, row],
             "calls": before + gradients * steps,
             "milliseconds": 1e3 * (seconds.get(first, 0.0) + seconds[then] * steps),
         }
@@ -498,20 +549,36 @@ def convergence(
     }
 
 
-def relative_gap(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """(f - f*) / |f*|; negative where f is below the label solver's."""
-    return (values - reference) / np.maximum(np.abs(reference), np.finfo(np.float32).tiny)
+def gap_of(family: ProblemFamily) -> Literal["relative", "absolute"]:
+    """What gaps of a family are: of LASSO, (f - f*) / f*; of others, whose f* may be 0, f - f*."""
+    return "absolute" if family.composite is None else "relative"
 
 
-def gap_statistics(gaps: np.ndarray) -> dict[str, float]:
-    """Mean, quartiles, and the share of successes."""
-    low, middle, high = np.quantile(gaps, [0.25, 0.5, 0.75])
+def gaps_of(
+    gap: Literal["relative", "absolute"], values: np.ndarray, reference: np.ndarray
+) -> np.ndarray:
+    """Gaps of values to f*, negative below the label solver's; `inf` where they are not finite."""
+    reference = np.asarray(reference)
+    gaps = np.asarray(values) - reference
+    if gap == "relative":
+        gaps = gaps / np.maximum(np.abs(reference), np.finfo(np.float32).tiny)
+    return np.where(np.isfinite(gaps), gaps, np.inf)
+
+
+def gap_statistics(gaps: np.ndarray) -> dict[str, Any]:
+    """Mean, quartiles, each None where it is not finite, and the share of successes."""
+    with np.errstate(invalid="ignore"):  # between infinities
+        low, middle, high = np.quantile(gaps, [0.25, 0.5, 0.75])
     return {
-        "gap_mean": float(np.mean(gaps)),
-        "gap_median": float(middle),
-        "gap_quartiles": [float(low), float(high)],
+        "gap_mean": _finite(np.mean(gaps)),
+        "gap_median": _finite(middle),
+        "gap_quartiles": [_finite(low), _finite(high)],
         "success": float(np.mean(gaps < SUCCESS)),
     }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _write_npz(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:

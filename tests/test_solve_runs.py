@@ -11,44 +11,69 @@ import pytest
 from lohp_jax import cli, solve_runs
 from lohp_jax.diffusion.config import DiffusionConfig
 from lohp_jax.diffusion.denoiser import DenoiserConfig
+from lohp_jax.evaluation import solve_plots
 from lohp_jax.generation import generate
 from lohp_jax.tasks import make_problem
+from lohp_jax.types import Generator
 
 TINY = solve_runs.SolveConfig(
-    family="lasso_5x10",
+    family="ackley_2",
     num_problems=6,
     num_samples=3,
-    refine_steps=4,
+    refiner="adam",
+    refine_steps=2,
     diffusion=DiffusionConfig(
-        network=DenoiserConfig(kind="lasso", width=8, depth=1),
-        pool=8,
-        batch_size=4,
+        network=DenoiserConfig(width=4, depth=1),
+        pool=4,
+        batch_size=2,
         updates=2,
         log_every=2,
         num_steps=2,
     ),
 )
-FLAGS = (
-    *("--family", "lasso_5x10", "--num-problems", "6", "--num-samples", "3", "--refine-steps", "4"),
-    *("--diffusion.network.width", "8", "--diffusion.network.depth", "1", "--diffusion.pool", "8"),
-    *("--diffusion.batch-size", "4", "--diffusion.updates", "2", "--diffusion.log-every", "2"),
-    *("--diffusion.num-steps", "2"),
+LASSO = dataclasses.replace(
+    TINY,
+    family="lasso_5x10",
+    refiner="auto",
+    diffusion=dataclasses.replace(TINY.diffusion, network=DenoiserConfig("lasso", 4, 1)),
 )
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("solve") / "run"
+    """Directory, results, and what they were made from; results must be there before it is drawn."""
+    directory, seen = tmp_path_factory.mktemp("solve") / "run", []
+    rows_of, draw = solve_runs.rows_of, solve_plots.draw_solve_plots
+
+    def rows(config, solutions, seconds):
+        seen.append(solutions)
+        return rows_of(config, solutions, seconds)
+
+    def drawing(directory, *args, **options):
+        assert (directory / "results.json").exists()
+        return draw(directory, *args, **options)
+
     solve_runs.open_solve_run(directory, TINY)
-    return directory, solve_runs.solve_run(directory, TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(solve_runs, "rows_of", rows)
+        patch.setattr(solve_plots, "draw_solve_plots", drawing)
+        patch.setattr(solve_plots, "_SAMPLES", 250)
+        results = solve_runs.solve_run(directory, TINY)
+    return directory, results, jax.device_get(seen[0])
+
+
+def read_strictly(path):
+    """JSON has no NaN and no infinity."""
+    return json.loads(path.read_text(), parse_constant=pytest.fail)
 
 
 def test_the_directory_holds_what_is_promised(run):
-    directory, results = run
-    assert json.loads((directory / "results.json").read_text()) == json.loads(json.dumps(results))
+    directory, results, _ = run
+    assert read_strictly(directory / "results.json") == json.loads(json.dumps(results))
     assert solve_runs.read_solve_config(directory) == TINY
-    for name in ("convergence", "guidance"):
+    for name in ("convergence", "guidance", "distribution", "paths"):
         assert ElementTree.parse(directory / f"{name}.svg").getroot().tag.endswith("svg")
+    assert "absolute gap" in (directory / "convergence.svg").read_text()
     assert [row["method"] for row in results["rows"]] == [
         "diffusion",
         "diffusion_refined",
@@ -57,51 +82,176 @@ def test_the_directory_holds_what_is_promised(run):
     ]
 
 
-def test_the_values_are_those_of_the_solutions(run):
-    directory, results = run
+def ackley(x, shift):
+    z = np.float64(x) - np.float64(shift)
+    valley = 20 * np.exp(-0.2 * np.sqrt(np.mean(z**2, axis=-1)))
+    return 20 + np.e - valley - np.exp(np.mean(np.cos(2 * np.pi * z), axis=-1))
+
+
+def test_gaps_of_a_family_of_minimum_zero_are_absolute(run):
+    """The optimum is 0, so that nothing can be divided by it."""
+    directory, results, _ = run
     found = np.load(directory / "solutions.npz")
-    family = make_problem("lasso_5x10")
+    family = make_problem("ackley_2")
     problem_key = jax.random.split(jax.random.fold_in(jax.random.key(0), 1))[0]
-    problems = jax.vmap(lambda key: family.sample(key, "held_out"))(
-        jax.random.split(problem_key, 6)
-    )
-    values = jax.vmap(family.objective)(found["x"], problems)
-    np.testing.assert_allclose(found["value"], values, rtol=1e-5)
-    gaps = (found["value"] - found["reference"]) / np.abs(found["reference"])
+    keys = jax.random.split(problem_key, 6)
+    problems = jax.jit(jax.vmap(lambda key: family.sample(key, "held_out")))(keys)
+    gaps = ackley(found["x"], problems["shift"])
+    np.testing.assert_allclose(found["value"], gaps, rtol=1e-4)
     row = next(row for row in results["rows"] if row["method"] == "diffusion_refined")
-    assert row["gap_mean"] == pytest.approx(gaps.mean(), rel=1e-4, abs=1e-6)
+    assert results["gap"] == "absolute"
+    assert row["gap_mean"] == pytest.approx(gaps.mean(), rel=1e-4)
     assert row["success"] == np.mean(gaps < 0.01)
 
 
-def test_refined_is_never_worse_than_the_baseline(run):
-    gaps = {row["method"]: row["gap_mean"] for row in run[1]["rows"]}
-    assert gaps["diffusion_refined"] <= gaps["baseline"] + 1e-6
-    assert gaps["diffusion_refined"] <= gaps["diffusion"] + 1e-6
+def test_refined_is_never_worse_on_any_problem(run):
+    solutions = run[2]
+    best = solutions.proposed.min(axis=1)
+    assert (solutions.value <= solutions.baseline).all()
+    assert (solutions.value <= best + 1e-5 * np.abs(best)).all()
+    assert (solutions.value < np.minimum(best, solutions.baseline) - 1e-3).any()
+    np.testing.assert_allclose(solutions.curves[:, 1, -1], solutions.multistart, rtol=1e-6)
+    np.testing.assert_allclose(solutions.curves[:, 2, -1], solutions.baseline, rtol=1e-4)
+    np.testing.assert_allclose(solutions.curves[:, 0, 0], best, rtol=1e-4)
 
 
 def test_calls_are_counted(run):
-    """Three samples of two steps, a round of products each; four steps of refinement from each start."""
+    """Three samples of two steps; two steps of Adam from each start, and a look at each point."""
     rows = {row["method"]: row for row in run[1]["rows"]}
-    assert rows["diffusion"]["network_calls"] == 3 * 2
-    assert rows["baseline"]["gradient_calls"] == 4
-    assert rows["multistart"]["gradient_calls"] == 3 * 4
-    more = rows["diffusion_refined"]["gradient_calls"] - rows["diffusion"]["gradient_calls"]
-    assert more == (3 + 1) * 4
+    calls = {
+        method: tuple(row[f"{kind}_calls"] for kind in ("network", "objective", "gradient"))
+        for method, row in rows.items()
+    }
+    assert calls == {
+        "diffusion": (3 * 2, 3, 0),
+        "diffusion_refined": (3 * 2, (3 + 1) * 3, (3 + 1) * 2),
+        "multistart": (0, 3 * 3, 3 * 2),
+        "baseline": (0, 3, 2),
+    }
+
+
+def fabricated(values, reference, steps=0):
+    """Solutions of two problems where all methods reach the same, with calls of their own."""
+    values, stages = np.float32(values), ("refine", "multistart", "baseline")
+    calls = {stage: np.full(2, 10.0**power) for power, stage in enumerate(stages)}
+    return solve_runs.Solutions(
+        proposals=None,
+        proposed=values[:, None],
+        x=None,
+        value=values,
+        baseline=values,
+        multistart=values,
+        curves=np.tile(values[:, None, None], (1, 3, steps + 1)),
+        reference=np.float32(reference),
+        objective_calls=calls,
+        gradient_calls={stage: 2 * count for stage, count in calls.items()},
+    )
+
+
+SECONDS = dict.fromkeys(("propose", "refine", "multistart", "baseline"), 1e-3)
+
+
+def test_gaps_of_lasso_are_relative():
+    rows = solve_runs.rows_of(LASSO, fabricated([3.0, 6.0], [2.0, 5.0]), SECONDS)
+    assert [row["gap_mean"] for row in rows] == pytest.approx([(1 / 2 + 1 / 5) / 2] * 4)
+
+
+def test_every_stage_counts_its_own_calls():
+    """And a warm start is one evaluation of its network, with a round of products."""
+    warm = dataclasses.replace(
+        LASSO, diffusion=dataclasses.replace(LASSO.diffusion, warm_start=True)
+    )
+    cold, warm = (
+        solve_runs.calls_of(config, fabricated([3.0, 6.0], [2.0, 5.0])) for config in (LASSO, warm)
+    )
+    assert [cold[stage][1:] for stage in ("refine", "multistart", "baseline")] == [
+        (1, 2),
+        (10, 20),
+        (100, 200),
+    ]
+    prepared = 15 + 2
+    assert cold["propose"] == (3 * 2, 0, 3 * 2 + prepared)
+    assert warm["propose"] == (3 * 2 + 1, 0, 3 * 2 + prepared + 1 + prepared)
+
+
+def test_values_that_are_not_finite_leave_the_results_valid():
+    rows = solve_runs.rows_of(TINY, fabricated([0.001, np.nan], [0.0, 0.0]), SECONDS)
+    for row in rows:
+        assert row["gap_mean"] is None and row["gap_quartiles"][1] is None
+        assert row["success"] == 0.5
+    json.dumps(rows, allow_nan=False)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_convergence_is_drawn_for_any_number_of_steps(steps):
+    config = dataclasses.replace(LASSO, refine_steps=steps)
+    solutions = fabricated([3.0, np.inf], [2.0, 5.0], steps)._replace(
+        gradient_calls=dict.fromkeys(("refine", "multistart", "baseline"), np.full(2, steps))
+    )
+    curves = solve_runs.convergence(config, solutions, SECONDS)
+    figure = solve_plots.draw_convergence(curves, "relative")
+    assert figure.axes[0].get_ylabel() == "relative gap, median and quartiles"
+    for line in figure.axes[0].lines:
+        assert len(line.get_xdata()) == steps + 1 and (line.get_xdata() > 0).all()
+
+
+def test_batches_shrink_with_what_they_hold():
+    def batch(config):
+        family = make_problem(config.family)
+        shapes = jax.eval_shape(jax.vmap(family.sample), jax.random.split(jax.random.key(0), 2))
+        return solve_runs.batch_size(config, family, shapes)
+
+    digits = dataclasses.replace(solve_runs.preset("digits_mlp"), num_samples=32)
+    assert batch(solve_runs.preset("ackley_2")) == 256
+    assert 1 < batch(digits) < 64
+    twice = batch(dataclasses.replace(digits, num_samples=64))
+    assert twice == batch(digits) // 2
+    assert batch(dataclasses.replace(digits, refine_steps=200)) < twice
+    assert batch(dataclasses.replace(digits, num_samples=10**6)) == 1
 
 
 def test_the_generator_loads_and_knows_its_family(run, tmp_path):
     generator = solve_runs.load_solver(run[0])
-    assert generator.family == "lasso_5x10" and generator.config == TINY.diffusion
-    other = make_problem("rastrigin_2").sample(jax.random.key(0))
-    with pytest.raises(ValueError, match=r"lasso: expected .*\['A', 'b', 'penalty'\], got"):
+    assert generator.family == "ackley_2" and generator.config == TINY.diffusion
+    other = make_problem("lasso_5x10").sample(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"ackley: expected .*\['shift', 'x0'\], got"):
         generate(generator, other, jax.random.key(0))
     with pytest.raises(FileNotFoundError, match=r"expected a trained generator .*`lohp solve"):
         solve_runs.load_solver(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"family": "ackley_rotated_2"}, "family is 'ackley_2' there and 'ackley_rotated_2' here"),
+        ({"seed": 1}, "seed is 0 there and 1 here"),
+        ({"diffusion": DiffusionConfig()}, "diffusion.network.width is 4 there and 128 here"),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused(run, change, message):
+    """Of the checkpoint itself, whatever config.json says, and of the directory."""
+    with pytest.raises(ValueError, match=f"generator holds a run with another config: {message}"):
+        solve_runs.trained_generator(run[0], dataclasses.replace(TINY, **change))
+    with pytest.raises(ValueError, match=f"run holds a run with another config: {message}"):
+        solve_runs.open_solve_run(run[0], dataclasses.replace(TINY, **change))
+
+
+def test_a_trained_solver_takes_other_settings_of_solving(run):
+    more = dataclasses.replace(TINY, num_samples=9, num_problems=2, refiner="lbfgs", refine_steps=1)
+    solve_runs.open_solve_run(run[0], more)
+    assert solve_runs.trained_generator(run[0], more).config == TINY.diffusion
+    assert solve_runs.read_solve_config(run[0]) == TINY
+
+
+def test_a_generator_of_another_family_does_not_solve():
+    generator = Generator(apply=None, params=(), family="rastrigin_2")
+    with pytest.raises(ValueError, match="a generator of ackley_2, got one of rastrigin_2"):
+        solve_runs.solve(generator, TINY, {"shift": np.zeros((1, 2))}, jax.random.key(0))
+
+
 @pytest.mark.slow
 def test_a_second_run_loads_the_generator(run, monkeypatch):
-    directory, results = run
+    directory, results, _ = run
     monkeypatch.setattr(solve_runs, "train_diffusion", None)
     again = solve_runs.solve_run(directory, TINY)
     kept = ("method", "gap_mean", "gap_median", "success", "network_calls", "gradient_calls")
@@ -135,11 +285,6 @@ def test_an_interrupted_training_goes_on(tmp_path):
     assert lines[0] == lines[1] and len(lines[0]) == 4
 
 
-def test_another_config_is_refused(run):
-    with pytest.raises(ValueError, match="refine_steps is 4 there and 5 here"):
-        solve_runs.open_solve_run(run[0], dataclasses.replace(TINY, refine_steps=5))
-
-
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -159,15 +304,9 @@ def test_bad_settings(options, message):
         solve_runs.SolveConfig(**options)
 
 
-def test_another_family_is_refused_in_a_directory(run, capsys):
-    """The checkpoint of one family is never used for another."""
-    code, _, err = lohp(capsys, "solve", "--out", run[0], "--resume", "--family", "lasso_fixed")
-    assert code == 2 and "lasso_5x10 there and lasso_fixed here" in err.replace("'", "")
-
-
 @pytest.mark.slow
 def test_a_lasso_trained_at_one_size_serves_another(tmp_path):
-    config = dataclasses.replace(TINY, family="lasso", training_family="lasso_5x10")
+    config = dataclasses.replace(LASSO, family="lasso", training_family="lasso_5x10")
     generator = solve_runs.trained_generator(tmp_path, config)
     problem = make_problem("lasso").sample(jax.random.key(0), "held_out")
     assert generator.family == "lasso"
@@ -182,8 +321,12 @@ def test_fista_needs_a_proximal_map():
 
 
 def test_gaps_by_their_definition():
-    gaps = solve_runs.relative_gap(np.array([2.0, -1.9, 5.0]), np.array([1.0, -2.0, 4.0]))
-    np.testing.assert_allclose(gaps, [1.0, 0.05, 0.25])
+    values, reference = np.array([2.0, -1.9, 5.0, np.nan]), np.array([1.0, -2.0, 4.0, 1.0])
+    for gap, expected in (
+        ("relative", [1.0, 0.05, 0.25, np.inf]),
+        ("absolute", [1, 0.1, 1, np.inf]),
+    ):
+        np.testing.assert_allclose(solve_runs.gaps_of(gap, values, reference), expected)
     found = solve_runs.gap_statistics(np.array([0.0, 0.005, 0.02, 0.03]))
     assert found["success"] == 0.5 and found["gap_median"] == 0.0125
 
@@ -196,33 +339,106 @@ def lohp(capsys, *arguments):
 
 @pytest.mark.slow
 def test_the_command_solves_problems_of_a_file(run, tmp_path, capsys):
-    """With the generator of a run that is there."""
+    """With the generator and the settings of a run that is there."""
     rng = np.random.default_rng(0)
-    problems = {"A": rng.normal(size=(2, 5, 10)), "b": rng.normal(size=(2, 5))}
-    np.savez(tmp_path / "problems.npz", **{k: v.astype(np.float32) for k, v in problems.items()})
+    problems = {name: np.float32(rng.uniform(-2, 2, size=(2, 2))) for name in ("shift", "x0")}
+    np.savez(tmp_path / "problems.npz", **problems)
     code, out, err = lohp(
         capsys,
-        *("solve", "--out", run[0], "--resume", *FLAGS),
+        *("solve", "--out", run[0], "--resume", "--num-samples", "2"),
         *("--problems", tmp_path / "problems.npz", "--json"),
     )
     assert code == 0, err
-    assert [row["num_problems"] for row in json.loads(out)["rows"]] == [2] * 4
+    results = json.loads(out)
+    assert [row["num_problems"] for row in results["rows"]] == [2] * 4
+    assert results["config"]["num_samples"] == 2 and results["config"]["refiner"] == "adam"
+
+
+@pytest.fixture
+def asked(monkeypatch, run):
+    """Configs that the command asks `solve_run` for, which it does not run."""
+    configs = []
+
+    def solve_run(out, config, *args, **options):
+        configs.append(config)
+        return run[1]
+
+    monkeypatch.setattr(solve_runs, "solve_run", solve_run)
+    return configs
+
+
+def test_a_resumed_run_takes_up_the_stored_settings(run, asked, capsys):
+    code, out, err = lohp(capsys, "solve", "--out", run[0], "--resume")
+    assert code == 0, err
+    assert asked[-1] == TINY and "gaps are f - f*" in out
+    options = ("--num-samples", "5", "--refiner", "lbfgs", "--num-problems", "2")
+    code, _, err = lohp(
+        capsys, "solve", "--out", run[0], "--resume", "--family", "ackley_2", *options
+    )
+    assert code == 0, err
+    assert asked[-1] == dataclasses.replace(TINY, num_samples=5, refiner="lbfgs", num_problems=2)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--family", "lasso_250x500"), "family is 'ackley_2' there and 'lasso_250x500' here"),
+        (("--diffusion.updates", "3"), "diffusion.updates is 2 there and 3 here"),
+    ],
+)
+def test_another_training_is_refused_in_a_directory(run, asked, capsys, options, message):
+    code, _, err = lohp(capsys, "solve", "--out", run[0], "--resume", *options)
+    assert code == 2 and message in err and not asked
+
+
+def test_the_default_directory_is_that_of_family_and_seed(
+    run, asked, monkeypatch, tmp_path, capsys
+):
+    stored = tmp_path / "runs" / "solve-ackley_2-7" / "config.json"
+    stored.parent.mkdir(parents=True)
+    stored.write_text((run[0] / "config.json").read_text().replace('"seed": 0', '"seed": 7'))
+    monkeypatch.chdir(tmp_path)
+    code, _, err = lohp(capsys, "solve", "--family", "ackley_2", "--seed", "7", "--resume")
+    assert code == 0, err
+    assert asked == [dataclasses.replace(TINY, seed=7)]
+
+
+def test_an_interrupted_run_says_how_to_go_on(run, monkeypatch, capsys):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(solve_runs, "solve_run", interrupted)
+    code, _, err = lohp(capsys, "solve", "--out", run[0], "--resume")
+    assert code == 1 and "train, meta-train and solve: with --resume" in err
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (("--family", "rastrigni_2"), r"did you mean 'rastrigin_2'?"),
-        ((*FLAGS, "--problems", "nowhere.npz"), "nowhere.npz"),
-        ((*FLAGS, "--num-samples", "0"), "num_samples must be at least 1"),
+        (("--problems", "nowhere.npz"), "nowhere.npz"),
+        (("--num-samples", "0"), "num_samples must be at least 1"),
     ],
 )
 def test_bad_usage(arguments, message, tmp_path, capsys):
     code, out, err = lohp(capsys, "solve", "--out", tmp_path / "run", *arguments)
-    assert code in (1, 2) and not out and message in err
+    assert code == 2 and not out and message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_problems_of_another_size_are_refused_before_training(tmp_path, capsys):
+    """The family takes them; a dense network of two inputs does not."""
+    np.savez(tmp_path / "problems.npz", shift=np.zeros((2, 3)), x0=np.ones((2, 3)))
+    code, out, err = lohp(
+        capsys,
+        *("solve", "--family", "ackley_2", "--out", tmp_path / "run"),
+        *("--problems", tmp_path / "problems.npz"),
+    )
+    assert code == 2 and not out
+    assert "problem 0: ackley_2: expected shift of shape [2], as in training, got [3]" in err
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_is_there_wants_resume(run, capsys):
-    code, _, err = lohp(capsys, "solve", "--out", run[0], *FLAGS)
+    code, _, err = lohp(capsys, "solve", "--out", run[0])
     assert code == 2 and "go on with --resume" in err

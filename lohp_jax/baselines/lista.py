@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lohp_jax.diffusion.fitting import OnProgress, fit, make_optimizer, silent
+from lohp_jax.diffusion.generator import check_as_trained
 from lohp_jax.solvers.proximal import soft_threshold
 from lohp_jax.types import Generator, ProblemFamily, PyTree
 
@@ -81,10 +82,15 @@ def train_lista(
         log_every=log_every,
         on_progress=on_progress,
     )
-    return _generator(family, unroll, params)
+    check = family.check
+    if form == "matrices":
+        check = check_as_trained(family, "LISTA with matrices", "form='steps' serves all")
+    return _generator(family, unroll, params, check)
 
 
-def _generator(family: ProblemFamily, unroll: Callable, params: PyTree) -> Generator:
+def _generator(
+    family: ProblemFamily, unroll: Callable, params: PyTree, check: Callable[[PyTree], None] | None
+) -> Generator:
     num_layers = len(jax.tree.leaves(params)[0])
 
     def path(params, context, key=None, *, temperature=0.0, num_steps=None, guidance=0.0):
@@ -95,7 +101,7 @@ def _generator(family: ProblemFamily, unroll: Callable, params: PyTree) -> Gener
     def apply(params, context, key=None, **options):
         return path(params, context, key, **options)[-1]
 
-    return Generator(apply, params, family.name, check=family.check, path=path)
+    return Generator(apply, params, family.name, check=check, path=path)
 
 
 def _matrices(family: ProblemFamily) -> Callable[..., jax.Array]:

@@ -4,7 +4,7 @@ import jax
 
 from lohp_jax.diffusion.config import DiffusionConfig
 from lohp_jax.diffusion.fitting import OnProgress, silent
-from lohp_jax.diffusion.generator import frame_of, regression_config
+from lohp_jax.diffusion.generator import frame_of, problem_check, regression_config
 from lohp_jax.diffusion.training import fit_denoiser, solved_pool
 from lohp_jax.types import Generator, ProblemFamily
 
@@ -39,4 +39,4 @@ def train_regression(
     def apply(params, context, key=None, *, temperature=0.0, num_steps=None, guidance=0.0):
         return frame_of(family, config, {**params, "scale": 1.0}, context)[0]
 
-    return Generator(apply, params, family.name, config, family.check)
+    return Generator(apply, params, family.name, config, problem_check(family, config))

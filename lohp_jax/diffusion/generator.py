@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lohp_jax.diffusion import guidance as guiding
 from lohp_jax.diffusion.config import DiffusionConfig
@@ -27,7 +28,7 @@ def diffusion_generator(
       config: of the training.
       params: `{"network", "gates", "warm"}`, of `train_diffusion`.
     """
-    denoiser = make_denoiser(family, config)
+    denoiser = _framed_denoiser(family, config)
 
     def path(params, context, key, *, temperature=1.0, num_steps=None, guidance=None):
         if guidance and not isinstance(guidance, Mapping):
@@ -35,10 +36,11 @@ def diffusion_generator(
                 "diffusion: guidance must be 0 or weights of parts, such as "
                 f'{{"gradient": 0.5}}, got {guidance!r}.'
             )
+        frame = frame_of(family, config, params["warm"], context)
         _, passed = sample(
             denoiser,
             params,
-            context,
+            (context, frame),
             key,
             schedule=config.schedule,
             sampler=config.sampler,
@@ -47,46 +49,90 @@ def diffusion_generator(
             temperature=temperature,
             return_path=True,
         )
-        return to_points(family, config, params, context, passed.x0[0])
+        return _out_of(frame, passed.x0[0])
 
     def apply(params, context, key, **options):
         return path(params, context, key, **options)[-1]
 
-    check = functools.partial(_check_problem, family, config)
-    return Generator(apply, params, family.name, config, check, path)
+    return Generator(apply, params, family.name, config, problem_check(family, config), path)
 
 
-def _check_problem(family: ProblemFamily, config: DiffusionConfig, problem: PyTree) -> None:
-    """Refuses what the family does, and sizes that the network was not made for."""
-    if family.check is not None:
-        family.check(problem)
-    if config.network.kind == "lasso":
-        return
-    trained = jax.eval_shape(lambda: family.sample(jax.random.key(0), "train"))
-    for (path, one), leaf in zip(
-        jax.tree.leaves_with_path(trained), jax.tree.leaves(problem), strict=True
-    ):
-        if one.shape != jnp.shape(leaf):
-            raise ValueError(
-                f"{family.name}: expected {jax.tree_util.keystr(path, simple=True)} of shape "
-                f"{list(one.shape)}, as in training, got {list(jnp.shape(leaf))}; a denoiser of kind "
-                f"{config.network.kind!r} serves one size, so train one for this size (of a LASSO, kind "
-                "'lasso' serves all)."
-            )
+def problem_check(
+    family: ProblemFamily, config: DiffusionConfig
+) -> Callable[[PyTree], None] | None:
+    """What refuses problems that the network of a config does not serve; see `check_as_trained`."""
+    kind = config.network.kind
+    if kind == "lasso":  # sees all of a problem
+        return family.check
+    return check_as_trained(
+        family, f"a denoiser of kind {kind!r}", "of a LASSO, kind 'lasso' serves all"
+    )
+
+
+def check_as_trained(family: ProblemFamily, network: str, other: str) -> Callable[[PyTree], None]:
+    """Builds the check of a network that knows the problems of training only.
+
+    It refuses what the family does, arrays of other shapes, and other values of those arrays that all
+    training problems share, such as a fixed A: the network has them in its weights.
+
+    Args:
+      family: of the training.
+      network: what messages call the network.
+      other: what serves more problems, for messages.
+    """
+    arrays = functools.cache(functools.partial(_training_arrays, family))
+
+    def check(problem):
+        if family.check is not None:
+            family.check(problem)
+        for name, trained in arrays().items():
+            if name not in problem or np.shape(problem[name]) != trained.shape[1:]:
+                got = list(np.shape(problem[name])) if name in problem else sorted(problem)
+                raise ValueError(
+                    f"{family.name}: expected {name} of shape {list(trained.shape[1:])}, as in "
+                    f"training, got {got}; {network} serves one size, so train one for this size "
+                    f"({other})."
+                )
+            shared = (trained == trained[:1]).all()
+            if shared and not np.allclose(trained[0], problem[name]):
+                raise ValueError(
+                    f"{family.name}: expected the {name} that all training problems share, got "
+                    f"another; {network} does not see it, so train one for it ({other})."
+                )
+
+    return check
+
+
+def _training_arrays(family: ProblemFamily) -> dict[str, np.ndarray]:
+    """The arrays of a few training problems, with a leading axis."""
+    with jax.ensure_compile_time_eval():
+        keys = jax.random.split(jax.random.key(0), 4)
+        return jax.device_get(jax.jit(jax.vmap(lambda key: family.sample(key, "train")))(keys))
 
 
 def make_denoiser(family: ProblemFamily, config: DiffusionConfig) -> Denoiser:
-    """The denoiser of a family, for `sample` with params of `train_diffusion`."""
+    """The denoiser of a family, for `sample` with params of `train_diffusion` and problems."""
+    framed = _framed_denoiser(family, config)
+
+    def observe(params, problem, weights):
+        frame = frame_of(family, config, params["warm"], problem)
+        return framed.observe(params, (problem, frame), weights)
+
+    return framed._replace(size=lambda problem: framed.size((problem, None)), observe=observe)
+
+
+def _framed_denoiser(family: ProblemFamily, config: DiffusionConfig) -> Denoiser:
+    """As `make_denoiser`, for contexts `(problem, frame)`, frames being those of `frame_of`."""
     network = make_network(config.network)
 
     def observe(params, context, weights):
-        frame = frame_of(family, config, params["warm"], context)
+        problem, frame = context
         resolved = guiding.resolve_weights(config.guidance, weights)
-        return make_observer(family, config, params["gates"], context, frame, resolved)
+        return make_observer(family, config, params["gates"], problem, frame, resolved)
 
     return Denoiser(
         lambda params, *seen: network.apply(params["network"], *seen),
-        lambda context: jax.eval_shape(family.start, context).shape[0],
+        lambda context: jax.eval_shape(family.start, context[0]).shape[0],
         config.prediction,
         observe,
     )
@@ -96,7 +142,11 @@ def to_points(
     family: ProblemFamily, config: DiffusionConfig, params: PyTree, context: PyTree, y: jax.Array
 ) -> jax.Array:
     """`[K, n]` of `sample` -> `[K, n]` points x."""
-    centre, scale = frame_of(family, config, params["warm"], context)
+    return _out_of(frame_of(family, config, params["warm"], context), y)
+
+
+def _out_of(frame: tuple[jax.Array, jax.Array], y: jax.Array) -> jax.Array:
+    centre, scale = frame
     return centre[None] + scale[None] * y
 
 

@@ -8,6 +8,7 @@ leaves open. Around z / α, the other choice, points leave the frame by orders o
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
@@ -193,7 +194,7 @@ def resolve_weights(
         adaptive = part in GRADIENTS and (
             weight == "wiener" or (weight == "learned" and config.combination == "learned")
         )
-        number = isinstance(weight, int | float) and math.isfinite(weight)
+        number = isinstance(weight, numbers.Real) and math.isfinite(weight)
         if not (adaptive or number):
             raise ValueError(
                 f"guidance: the weight of {part!r} must be a finite number, or for gradients 'wiener', "

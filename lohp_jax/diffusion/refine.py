@@ -24,6 +24,7 @@ class Refined(NamedTuple):
       baseline: the same for the baseline alone; `inf` without one.
       objective_calls: int32, evaluations of the objective, those of the safeguard included.
       gradient_calls: int32, likewise of the gradient.
+      curve: `[num_steps + 1]`, best value of all proposals so far.
     """
 
     x: jax.Array
@@ -32,6 +33,7 @@ class Refined(NamedTuple):
     baseline: jax.Array
     objective_calls: jax.Array
     gradient_calls: jax.Array
+    curve: jax.Array
 
 
 def refine(
@@ -82,14 +84,16 @@ def refine(
     traces, points, values = jax.vmap(run)(starts)
     best = jnp.argmin(values)
     looks = len(starts) * (num_steps + 1 if safeguard else 1)
-    proposals = values if baseline is None else values[:-1]
+    count = len(starts) - (baseline is not None)
+    passed = usable_values(traces.path, traces.values)[:count]
     return Refined(
         points[best],
         values[best],
-        proposals,
+        values[:count],
         jnp.full_like(values[0], jnp.inf) if baseline is None else values[-1],
         jnp.sum(traces.objective_calls) + looks,
         jnp.sum(traces.gradient_calls),
+        jax.lax.cummin(jnp.min(passed, axis=0)),
     )
 
 

@@ -5,13 +5,14 @@ where the next evaluation is. The last evaluation's x_0 is the sample: the step 
 """
 
 import functools
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lohp_jax.checks import check_option
+from lohp_jax.checks import check_num_steps, check_option
 from lohp_jax.diffusion.schedule import (
     Prediction,
     Schedule,
@@ -100,12 +101,15 @@ def sample(
     Returns: `[num_samples, n]`, in the denoiser's coordinates; with it, if asked for, a `Path` whose
       leaves have that leading axis.
 
-    Raises: ValueError for an unknown sampler (with the nearest), or `num_steps` or `num_samples` < 1.
+    Raises: ValueError for an unknown sampler (with the nearest), or `num_steps` or `num_samples` that
+      is no positive whole number.
     """
     check_option("sample", "sampler", sampler, SAMPLERS)
-    for name, value in (("num_steps", num_steps), ("num_samples", num_samples)):
-        if value < 1:
-            raise ValueError(f"sample: {name} must be at least 1, got {value}.")
+    check_num_steps("sample", num_steps)
+    if not isinstance(num_samples, numbers.Integral) or num_samples < 1:
+        raise ValueError(
+            f"sample: num_samples must be a positive whole number, got {num_samples!r}."
+        )
     guidance = None if guidance is None else tuple(sorted(dict(guidance).items()))
     noise = jnp.asarray(eta, float), jnp.asarray(temperature, float)
     static = (schedule, sampler, num_steps, num_samples, guidance)

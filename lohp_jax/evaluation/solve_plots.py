@@ -13,10 +13,11 @@ from lohp_jax.diffusion.guidance import gradients_at
 from lohp_jax.diffusion.schedule import Schedule, alpha_sigma
 from lohp_jax.evaluation.plots import STYLE, make_axes, to_svg
 from lohp_jax.files import write_atomically
+from lohp_jax.solvers.trace import objective_of
 from lohp_jax.types import Generator, ProblemFamily, PyTree
 
 _OURS, _RIVAL, _BASELINE = "#0072b2", "#e69f00", "#333333"
-_FLOOR = 1e-8  # of a relative gap that is drawn
+_FLOOR = 1e-8  # of a gap that is drawn
 _SAMPLES = 5000
 _PATHS = 8
 _PROBES = 16
@@ -29,6 +30,8 @@ def draw_solve_plots(
     problems: PyTree,
     curves: dict[str, Any],
     key: jax.Array,
+    *,
+    gap: str,
 ) -> list[pathlib.Path]:
     """Writes convergence.svg and guidance.svg and, in two dimensions, distribution.svg and paths.svg.
 
@@ -39,6 +42,7 @@ def draw_solve_plots(
       problems: with a leading axis.
       curves: of `convergence`.
       key: of the samples.
+      gap: what gaps are, "relative" or "absolute".
 
     Returns: the files.
 
@@ -49,7 +53,7 @@ def draw_solve_plots(
     first = jax.tree.map(lambda leaf: leaf[0], problems)
     size = jax.eval_shape(family.start, first).size
     drawings: dict[str, Callable[[], Any]] = {
-        "convergence": functools.partial(draw_convergence, curves),
+        "convergence": functools.partial(draw_convergence, curves, gap),
         "guidance": functools.partial(
             draw_guidance, family, generator.config.schedule, problems, key
         ),
@@ -66,11 +70,12 @@ def draw_solve_plots(
     return files
 
 
-def draw_convergence(curves: dict[str, Any]) -> Any:
-    """Relative gap against gradients and against time, with and without the proposals.
+def draw_convergence(curves: dict[str, Any], gap: str) -> Any:
+    """Gaps against gradients and against time, with and without the proposals.
 
     Args:
       curves: method -> `{"gaps": [M, steps + 1], "calls": [steps + 1], "milliseconds": [steps + 1]}`.
+      gap: what gaps are.
     """
     from matplotlib.figure import Figure
 
@@ -81,16 +86,17 @@ def draw_convergence(curves: dict[str, Any]) -> Any:
     ):
         for (name, curve), color in zip(curves.items(), (_OURS, _RIVAL, _BASELINE), strict=True):
             gaps = np.maximum(curve["gaps"], _FLOOR)
-            low, middle, high = np.quantile(gaps, [0.25, 0.5, 0.75], axis=0)
-            cost = np.maximum(
-                curve[along], curve[along][1:].min() / 2
-            )  # a logarithm has no place for 0
+            with np.errstate(invalid="ignore"):  # between infinities
+                low, middle, high = np.quantile(gaps, [0.25, 0.5, 0.75], axis=0)
+            cost = curve[along]  # a logarithm has no place for 0
+            positive = cost[cost > 0]
+            cost = np.maximum(cost, positive.min() / 2 if positive.size else 1.0)
             axis.plot(cost, middle, color=color, label=name, marker=".", markersize=4)
             axis.fill_between(cost, low, high, color=color, alpha=0.15, linewidth=0)
         axis.set(xscale="log", yscale="log", xlabel=label)
         for scale in (axis.xaxis, axis.yaxis):
             scale.set_major_formatter("{x:g}")
-    axes[0].set_ylabel("relative gap, median and quartiles")
+    axes[0].set_ylabel(f"{gap} gap, median and quartiles")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
     return figure
 
@@ -103,9 +109,9 @@ def draw_guidance(
     some = jax.tree.map(lambda leaf: leaf[:64], problems)
     keys = jax.random.split(key, len(jax.tree.leaves(some)[0]))
 
-    def weights(problem, key, level):
+    def weights(problem, solution, key, level):
         centre, scale = family.frame(problem)
-        solution = (family.solve(problem, key) - centre) / scale
+        solution = (solution - centre) / scale
         noise_key, probe_key = jax.random.split(key)
         alpha, sigma = alpha_sigma(level)
         z = alpha * solution + sigma * jax.random.normal(noise_key, solution.shape)
@@ -119,8 +125,13 @@ def draw_guidance(
         )
         return jax.tree.map(jax.nn.sigmoid, found.log_snr)
 
-    over = jax.vmap(jax.vmap(weights, (0, 0, None)), (None, None, 0))
-    found = jax.jit(over)(some, keys, levels)
+    @jax.jit
+    def over(some, keys, levels):
+        solutions = jax.vmap(family.solve)(some, keys)
+        at = functools.partial(jax.vmap(weights, (0, 0, 0, None)), some, solutions, keys)
+        return jax.lax.map(at, levels)  # one after the other, for the memory
+
+    found = over(some, keys, levels)
     figure, axes = make_axes()
     for (part, values), color in zip(sorted(found.items()), (_BASELINE, _OURS), strict=True):
         low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], axis=1)
@@ -171,8 +182,9 @@ def draw_paths(family: ProblemFamily, generator: Generator, problem: PyTree, key
     low, high = seen.min(0), seen.max(0)
     low, high = low - 0.1 * (high - low) - 1e-3, high + 0.1 * (high - low) + 1e-3
     grid = np.stack(np.meshgrid(*np.linspace(low, high, 200).T), axis=-1)
-    objective = functools.partial(_objective, family, problem)
-    values = jax.jit(jax.vmap(objective))(jnp.asarray(grid.reshape(-1, 2), jnp.float32))
+    values = jax.jit(jax.vmap(objective_of(family, problem)))(
+        jnp.asarray(grid.reshape(-1, 2), jnp.float32)
+    )
     figure, axes = make_axes(4.4)
     heights = np.log1p(np.asarray(values).reshape(200, 200) - float(np.min(values)))
     axes.contourf(grid[..., 0], grid[..., 1], heights, levels=20, cmap="Greys", alpha=0.6)
@@ -184,7 +196,3 @@ def draw_paths(family: ProblemFamily, generator: Generator, problem: PyTree, key
     axes.grid(False)
     figure.legend(loc="outside upper left")
     return figure
-
-
-def _objective(family: ProblemFamily, problem: PyTree, x: jax.Array) -> jax.Array:
-    return family.objective(x, problem)

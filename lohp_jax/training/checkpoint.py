@@ -248,7 +248,7 @@ def _describe(function: str, tree: PyTree) -> dict[str, str]:
     for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=_is_empty):
         name = jax.tree_util.keystr(path)
         if _is_empty(leaf):
-            leaves[name] = repr(leaf)
+            leaves[name] = repr(jax.tree.map(lambda part: part, leaf))  # keys in order
         elif hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
             leaves[name] = f"{leaf.dtype}{list(leaf.shape)}"
         else:

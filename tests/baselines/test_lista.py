@@ -58,6 +58,19 @@ def test_steps_serve_other_sizes(small_lasso):
     np.testing.assert_allclose(generator.apply(generator.params, problem), expected, atol=1e-5)
 
 
+def test_matrices_serve_one_lasso(small_lasso):
+    problem = small_lasso.sample(KEY)
+    untrained(small_lasso, "steps").check(problem | {"A": 2 * problem["A"]})
+    check = untrained(small_lasso, "matrices").check
+    check(problem)
+    with pytest.raises(ValueError, match=r"the A that all .* LISTA with matrices .*form='steps' s"):
+        check(problem | {"A": 2 * problem["A"]})
+    with pytest.raises(
+        ValueError, match=r"expected A of shape \[3, 4\], as in training, got \[3, 3"
+    ):
+        check(problem | {"A": problem["A"][:, :3]})
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

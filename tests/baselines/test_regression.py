@@ -32,3 +32,7 @@ def test_regression_solves_new_problems_without_a_key(small_quadratic, alpha):
 
     reached, started = values(problems).mean(axis=0)
     assert 0 < reached < 0.05 * started
+    problem = family.sample(KEY)
+    generator.check(problem)
+    with pytest.raises(ValueError, match="quadratic: expected the A that all training problems sh"):
+        generator.check(problem | {"A": 2 * problem["A"]})

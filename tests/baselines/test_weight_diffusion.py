@@ -144,7 +144,7 @@ def test_guidance_exaggerates_the_context():
 
 
 def test_a_number_of_steps_below_one_is_refused():
-    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_steps must be a positive whole number, got 0"):
         draw(make_stub(affine), num_steps=0)
 
 

@@ -243,6 +243,11 @@ def test_bad_settings_are_named(options, message):
         GuidanceConfig(**options)
 
 
+@pytest.mark.parametrize("weight", [2, np.float32(2.0), np.int64(2)])
+def test_a_weight_is_any_number(weight):
+    assert resolve_weights(GuidanceConfig(), {"parameters": weight}) == {"parameters": 2.0}
+
+
 @pytest.mark.parametrize(
     "weights, message",
     [

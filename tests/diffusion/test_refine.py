@@ -83,6 +83,9 @@ def test_values_are_those_of_the_best_iterates(rate):
     expected = [best_of_run(start, weights, rate) for start in (*starts, baseline)]
     np.testing.assert_allclose([*refined.values, refined.baseline], expected, rtol=1e-3)
     np.testing.assert_allclose(refined.value, min(expected), rtol=1e-3)
+    assert refined.curve.shape == (NUM_STEPS + 1,) and (np.diff(refined.curve) <= 0).all()
+    ends = min(float(rough(x, weights)) for x in starts[:2]), refined.values.min()
+    np.testing.assert_allclose(refined.curve[jnp.array([0, -1])], ends, rtol=1e-5)
     assert refined.gradient_calls == 4 * NUM_STEPS
     assert refined.objective_calls == 4 * (NUM_STEPS + 1)
 

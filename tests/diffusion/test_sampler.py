@@ -192,8 +192,10 @@ def test_observations_see_the_last_x0_and_the_guidance():
     "options, message",
     [
         ({"sampler": "dpm2m"}, r"sampler must be one of .*'dpm2m'; did you mean 'dpmpp_2m'\?"),
-        ({"num_steps": 0}, r"num_steps must be at least 1, got 0"),
-        ({"num_samples": -1}, r"num_samples must be at least 1, got -1"),
+        ({"num_steps": 0}, "num_steps must be a positive whole number, got 0"),
+        ({"num_steps": 2.5}, r"num_steps must be a positive whole number, got 2\.5"),
+        ({"num_samples": -1}, "num_samples must be a positive whole number, got -1"),
+        ({"num_samples": 2.0}, r"num_samples must be a positive whole number, got 2\.0"),
     ],
 )
 def test_bad_arguments_are_named_at_once(options, message):

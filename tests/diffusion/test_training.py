@@ -134,7 +134,7 @@ def test_an_ensemble_trains_in_one_call_and_a_training_goes_on_from_its_state(qu
     "options, message",
     [
         ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
-        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ({"num_steps": 0}, "num_steps must be a positive whole number, got 0"),
         ({"b": np.zeros(3)}, r"expected b of shape \[2\], as in training, got \[3\]; .* one size"),
     ],
 )

@@ -42,6 +42,7 @@ def make_state(step, size=4):
     return {
         "params": params,
         "awkward": jnp.asarray(awkward),
+        "empty": {"gates": {}, "carry": (), "list": []},
         "opt": opt,
         "key": key,
         "keys": jax.random.split(jax.random.key(step, impl="rbg"), (2, 3)),
