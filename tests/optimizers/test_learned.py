@@ -224,7 +224,7 @@ def test_beyond_the_plan_updates_stay_finite(rule, num_steps, random_theta):
 @pytest.mark.parametrize(
     "leaf, found",
     [
-        (np.zeros((0, 3), np.float32), r"float32\[0, 3\]"),
+        (np.zeros((0, 3), np.float32), r"float32\[0, 3\] with no entries"),
         (np.zeros(2, np.int32), r"int32\[2\]"),
         (np.zeros(2, np.complex64), r"complex64\[2\]"),
     ],

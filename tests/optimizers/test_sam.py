@@ -133,9 +133,9 @@ def test_vmap_equals_a_loop():
         chex.assert_trees_all_close(actual, step(one), rtol=1e-5)
 
 
-@pytest.mark.parametrize("rho", [0.0, -0.1, float("nan")])
+@pytest.mark.parametrize("rho", [0.0, -0.1, float("nan"), float("inf")])
 def test_sam_rejects_a_rho_that_is_not_positive(rho):
-    with pytest.raises(ValueError, match=f"sam: rho must be positive, got {rho}"):
+    with pytest.raises(ValueError, match=f"sam: rho must be positive and finite, got {rho}"):
         sam(optax.sgd(0.1), rho)
 
 
