@@ -69,6 +69,21 @@ def test_a_step_needs_little_more_memory_than_its_state(rule, make):
     assert compiled.memory_analysis().temp_size_in_bytes < 1.3 * 4 * 600 * 700
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="XLA fuses otherwise elsewhere")
+@pytest.mark.parametrize("rule", ["velo", "celo2"])
+def test_a_step_of_many_equal_tensors_needs_copies_of_what_it_joins(rule, make):
+    """Six arrays like the parameters and their updates, where thirty channels would be 30 more."""
+    optimizer = make(rule)
+    params = {f"w{i}": jax.ShapeDtypeStruct((60, 70), jnp.float32) for i in range(9)}
+    state = jax.eval_shape(optimizer.init, params)
+
+    def step(params, state, grads):
+        return optimizer.update(grads, state, params, value=1.0)
+
+    compiled = jax.jit(step, donate_argnums=1).lower(params, state, params).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 8 * 4 * 9 * 60 * 70
+
+
 # --- grouping
 
 
