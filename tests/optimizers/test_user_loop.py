@@ -1,8 +1,9 @@
 """The loop of the issue: a clipped HUB of AdamW and a learned optimizer trains models of Haiku and flax.
 
-The learned optimizer is VeLO from a file of random numbers, as small as `load_theta` takes it. Its
+The learned optimizer is VeLO from a file of random numbers, with a perceptron of half the width. Its
 updates have no meaning; so that the loss must fall, the output that scales them (`step_size`) is set
-to a small constant, which makes HUB's blend AdamW plus a disturbance two orders smaller.
+to a small constant, which makes HUB's blend AdamW plus a disturbance two orders smaller. The models have
+no biases, as the update compiles for every shape of a tensor.
 """
 
 import pathlib
@@ -16,6 +17,7 @@ import pytest
 from flax import linen, nnx
 
 from lohp_jax import celo, hub, load_theta, save_theta, velo
+from lohp_jax.optimizers import theta as theta_module
 from lohp_jax.optimizers.hub import hub_diagnostics
 
 CELO = pathlib.Path(__file__).parents[2].parent / "shared" / "oracles" / "celo_theta.state"
@@ -24,7 +26,8 @@ Y = np.sin(X @ np.float32([[1.0], [-2.0], [0.5]]))
 
 
 @pytest.fixture
-def path(tmp_path, random_theta):
+def path(tmp_path, random_theta, monkeypatch):
+    monkeypatch.setitem(theta_module._HIDDEN, "velo", 2)
     theta = random_theta("velo", 1, hidden=8, bank=4)
     theta["rnn_params"]["step_size"]["w"][:] = 0.0
     theta["rnn_params"]["step_size"]["b"][:] = 0.01
@@ -56,7 +59,7 @@ def train(loss_fn, params, optimizer, num_steps=60):
 
 
 def haiku_model():
-    network = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([16, 1])(x)))
+    network = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([16, 1], with_bias=False)(x)))
     return network.init(jax.random.key(0), X), network.apply
 
 
@@ -64,15 +67,18 @@ def linen_model():
     class Model(linen.Module):
         @linen.compact
         def __call__(self, x):
-            return linen.Dense(1)(linen.relu(linen.Dense(16)(x)))
+            x = linen.relu(linen.Dense(16, use_bias=False)(x))
+            return linen.Dense(1, use_bias=False)(x)
 
     return Model().init(jax.random.key(0), X), Model().apply
 
 
 def nnx_model():
-    model = nnx.Sequential(
-        nnx.Linear(3, 16, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(16, 1, rngs=nnx.Rngs(1))
+    first, second = (
+        nnx.Linear(n, m, use_bias=False, rngs=nnx.Rngs(seed))
+        for seed, (n, m) in enumerate([(3, 16), (16, 1)])
     )
+    model = nnx.Sequential(first, nnx.relu, second)
     graph, params = nnx.split(model, nnx.Param)
     return params, lambda params, x: nnx.merge(graph, params)(x)
 
