@@ -33,7 +33,7 @@ def is_shape(node):
 
 
 @pytest.fixture
-def make(random_theta):
+def make(random_theta, narrow):
     """Makes a rule with weights of random numbers."""
 
     def make(rule):

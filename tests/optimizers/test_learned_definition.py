@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lohp_jax.optimizers import theta as theta_module
 from lohp_jax.optimizers.celo2 import scale_by_celo2
 from lohp_jax.optimizers.velo import celo, celo_adam, velo
 
@@ -239,12 +238,10 @@ class Celo2:
 
 
 @pytest.fixture
-def make_pair(random_theta, monkeypatch):
-    """Makes a rule and its oracle, with the same weights, of narrow perceptrons that compile soon."""
+def make_pair(random_theta, narrow):
+    """Makes a rule and its oracle, with the same weights."""
 
     def make(rule, shapes):
-        for known in ("velo", "celo", "celo2"):
-            monkeypatch.setitem(theta_module._HIDDEN, known, 3)
         if rule.startswith("celo2"):
             theta, orthogonalise = random_theta("celo2", scale=0.4), rule.endswith("orthogonal")
             optimizer = scale_by_celo2(theta, orthogonalise=orthogonalise)

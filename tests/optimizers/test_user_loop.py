@@ -1,9 +1,9 @@
 """The loop of the issue: a clipped HUB of AdamW and a learned optimizer trains models of Haiku and flax.
 
-The learned optimizer is VeLO from a file of random numbers, with a perceptron of half the width. Its
-updates have no meaning; so that the loss must fall, the output that scales them (`step_size`) is set
-to a small constant, which makes HUB's blend AdamW plus a disturbance two orders smaller. The models have
-no biases, as the update compiles for every shape of a tensor.
+The learned optimizer is a narrow VeLO from a file of random numbers. Its updates have no meaning; so
+that the loss must fall, the output that scales them (`step_size`) is set to a small constant, which
+makes HUB's blend AdamW plus a disturbance two orders smaller. The models have no biases, as the update
+compiles for every shape of a tensor.
 """
 
 import pathlib
@@ -17,7 +17,6 @@ import pytest
 from flax import linen, nnx
 
 from lohp_jax import celo, hub, load_theta, save_theta, velo
-from lohp_jax.optimizers import theta as theta_module
 from lohp_jax.optimizers.hub import hub_diagnostics
 
 CELO = pathlib.Path(__file__).parents[2].parent / "shared" / "oracles" / "celo_theta.state"
@@ -26,9 +25,8 @@ Y = np.sin(X @ np.float32([[1.0], [-2.0], [0.5]]))
 
 
 @pytest.fixture
-def path(tmp_path, random_theta, monkeypatch):
-    monkeypatch.setitem(theta_module._HIDDEN, "velo", 2)
-    theta = random_theta("velo", 1, hidden=8, bank=4)
+def path(tmp_path, random_theta, narrow):
+    theta = random_theta("velo", 1, scale=0.15, hidden=8, bank=4)
     theta["rnn_params"]["step_size"]["w"][:] = 0.0
     theta["rnn_params"]["step_size"]["b"][:] = 0.01
     save_theta(tmp_path / "velo.msgpack", theta)
