@@ -333,6 +333,13 @@ def test_an_outlier_of_a_gradient_is_clipped(make):
     chex.assert_trees_all_equal(actual, expected)
 
 
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), 0.0])
+def test_celo2_needs_a_learning_rate_that_is_positive_and_finite(rate, random_theta):
+    message = f"celo2: learning_rate must be positive and finite, got {rate}"
+    with pytest.raises(ValueError, match=message):
+        celo2(random_theta("celo2"), rate)
+
+
 def test_celo2_trains_what_has_no_matrix(random_theta):
     params = {"b": PARAMS["b"], "s": PARAMS["s"]}
     optimizer = celo2(random_theta("celo2"), 0.1)
