@@ -1,6 +1,7 @@
 """Errors for arguments that many functions share."""
 
 import difflib
+import math
 import numbers
 from collections.abc import Iterable
 from typing import Any
@@ -19,9 +20,9 @@ def check_option(function: str, name: str, value: Any, options: Iterable[str]) -
 
 
 def check_positive(function: str, name: str, value: Any) -> None:
-    """Raises: ValueError for a number that is not positive; arrays of `inject_hyperparams` pass."""
-    if not isinstance(value, jax.Array) and not value > 0:
-        raise ValueError(f"{function}: {name} must be positive, got {value}.")
+    """Raises: ValueError unless finite and positive; arrays of `inject_hyperparams` pass."""
+    if not isinstance(value, jax.Array) and not 0 < value < math.inf:
+        raise ValueError(f"{function}: {name} must be positive and finite, got {value}.")
 
 
 def check_fraction(function: str, name: str, value: Any, *, below_one: bool = False) -> None:
@@ -39,7 +40,8 @@ def check_num_steps(function: str, num_steps: Any) -> None:
             f"{function}: num_steps is static, got an array; with optax.inject_hyperparams name it in "
             "static_args."
         )
-    if not isinstance(num_steps, numbers.Integral) or num_steps <= 0:
+    whole = isinstance(num_steps, numbers.Integral) and not isinstance(num_steps, bool)
+    if not whole or num_steps <= 0:
         raise ValueError(
             f"{function}: num_steps must be a positive whole number, got {num_steps!r}."
         )

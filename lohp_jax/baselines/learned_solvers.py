@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lohp_jax.checks import check_option
 from lohp_jax.diffusion.fitting import OnProgress, fit, make_optimizer, silent
 from lohp_jax.solvers.multistart import gaussian_starts
 from lohp_jax.solvers.trace import Trace, iterate, make_trace, objective_of
 from lohp_jax.types import ProblemFamily, PyTree
 
 Kind = Literal["l2o_dm", "rnnprop", "l2o_pa"]
+Starts = Literal["start", "frame"]
 _UNITS = 20
 _LAYERS = 2
 _STEP = 0.1  # factor of the output of "l2o_dm" and "rnnprop"
@@ -65,7 +67,7 @@ def run_learned_solver(
 
     Raises: ValueError for another kind or a negative `num_steps`.
     """
-    _check_kind(kind)
+    check_option("learned solver", "kind", kind, get_args(Kind))
     step = _stepper(family, kind, params, problem)
     state, path = iterate(step, _initial(x0), num_steps, lambda state: state.x)
     objective = objective_of(family, problem)
@@ -77,7 +79,7 @@ def train_learned_solver(
     kind: Kind,
     key: jax.Array,
     *,
-    starts: Literal["start", "frame"] = "start",
+    starts: Starts = "start",
     num_steps: int = 100,
     window: int = 20,
     updates: int = 2000,
@@ -110,9 +112,8 @@ def train_learned_solver(
 
     Raises: ValueError for another kind or numbers out of range; FloatingPointError if training diverges.
     """
-    _check_kind(kind)
-    if starts not in ("start", "frame"):
-        raise ValueError(f"learned solver: starts must be 'start' or 'frame', got {starts!r}.")
+    check_option("learned solver", "kind", kind, get_args(Kind))
+    check_option("learned solver", "starts", starts, get_args(Starts))
     if window < 1 or num_steps < 1 or num_steps % window:
         raise ValueError(
             "learned solver: num_steps must be a multiple of window, both at least 1, "
@@ -233,8 +234,3 @@ def _stepper(
         return SolverState(x, y, hidden, moments, state.count + 1)
 
     return step
-
-
-def _check_kind(kind: str) -> None:
-    if kind not in get_args(Kind):
-        raise ValueError(f"learned solver: kind must be one of {get_args(Kind)}, got {kind!r}.")

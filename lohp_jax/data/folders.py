@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lohp_jax.data.images import ImageSet, by_class
+from lohp_jax.data.images import ImageSet, by_class, check_one_size, fit_square
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -63,13 +63,8 @@ def folder_images(
     order = np.random.default_rng(0).permutation(len(names))
     chosen = by_class(order, np.array(classes)[order], train_per_class + query_per_class)
 
-    def prepare(image):
-        from PIL import Image, ImageOps
-
-        size = (image_size, image_size)
-        return image if image_size is None else ImageOps.fit(image, size, Image.Resampling.BOX)
-
-    pixels = read_images(path, [names[i] for i in chosen.ravel()], prepare)
+    chosen_names = [names[i] for i in chosen.ravel()]
+    pixels = read_images(path, chosen_names, lambda image: fit_square(image, image_size))
     pool = (pixels / np.float32(255)).reshape(*chosen.shape, *pixels.shape[1:])
     name = "/".join(part for part in (pathlib.Path(path).stem, domain) if part)
     return ImageSet(pool[:, :train_per_class], pool[:, train_per_class:], name)
@@ -122,12 +117,7 @@ def read_images(
         archive = None if path.is_dir() else stack.enter_context(zipfile.ZipFile(path))
         read = archive.read if archive else lambda name: (path / name).read_bytes()
         images = [_decode(name, read, prepare) for name in names]
-    sizes = sorted({image.shape[:2] for image in images})
-    if len(sizes) > 1:
-        raise ValueError(
-            f"read_images: expected images of one size, got heights and widths from {sizes[0]} to "
-            f"{sizes[-1]}; give a size to resize them all."
-        )
+    check_one_size("read_images", images)
     return np.stack(images)
 
 

@@ -1,8 +1,12 @@
 """Labelled image sets in the class-major form that task families gather from."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class ImageSet(NamedTuple):
@@ -40,3 +44,20 @@ def by_class(images: np.ndarray, labels: np.ndarray, num_per_class: int) -> np.n
             f"got {counts.min()} of class {scarce}; ask for fewer."
         )
     return np.stack([images[labels == c][:num_per_class] for c in classes])
+
+
+def fit_square(image: "Image.Image", side: int | None) -> "Image.Image":
+    """The central square of an image, resized by area average; the image itself for a side of None."""
+    from PIL import Image, ImageOps  # here, for a light `import lohp_jax`
+
+    return image if side is None else ImageOps.fit(image, (side, side), Image.Resampling.BOX)
+
+
+def check_one_size(function: str, images: Sequence[np.ndarray]) -> None:
+    """Raises: ValueError, if two images `[height, width, ...]` differ in height or width."""
+    sizes = sorted({image.shape[:2] for image in images})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"{function}: expected images of one size, got heights and widths from {sizes[0]} to "
+            f"{sizes[-1]}; resize them all, as image_size does."
+        )

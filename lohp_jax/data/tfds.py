@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lohp_jax.data.images import ImageSet, by_class
+from lohp_jax.data.images import ImageSet, by_class, check_one_size, fit_square
 
 _DEFAULT_DATA_DIR = "~/tensorflow_datasets"  # as in TFDS, which expands no "~" that it is given
 _FILE_FORMAT = "array_record"  # gives records at random positions, without TensorFlow
@@ -79,7 +79,7 @@ def tfds_images(
         [_decode(record[keys.image], mode, image_size) for record in _read(split.records, chosen)]
         for split, chosen in zip((train, query), positions, strict=True)
     ]
-    _check_one_size(pools)
+    check_one_size("tfds_images", pools[0] + pools[1])
     return ImageSet(*map(_stack, pools, positions), f"tfds:{name}")
 
 
@@ -184,23 +184,11 @@ def _choose(split: _Split, num_per_class: int) -> np.ndarray:
 
 def _decode(encoded: bytes, mode: str, image_size: int | None) -> np.ndarray:
     """`[height, width, channels]` uint8 from the bytes of a JPEG, PNG, ... file."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with Image.open(io.BytesIO(encoded)) as file:
         image = file.convert(mode)
-    if image_size is not None:
-        image = ImageOps.fit(image, (image_size, image_size), method=Image.Resampling.BOX)
-    return np.atleast_3d(np.asarray(image))
-
-
-def _check_one_size(pools: list[list[np.ndarray]]) -> None:
-    """Raises ValueError, if two images differ in height or width."""
-    sizes = sorted({image.shape[:2] for pool in pools for image in pool})
-    if len(sizes) > 1:
-        raise ValueError(
-            f"tfds_images: expected images of one size, got heights and widths from {sizes[0]} to "
-            f"{sizes[-1]}; give image_size to cut and resize them all."
-        )
+    return np.atleast_3d(np.asarray(fit_square(image, image_size)))
 
 
 def _stack(images: list[np.ndarray], positions: np.ndarray) -> np.ndarray:

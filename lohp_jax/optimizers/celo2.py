@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lohp_jax.checks import check_positive
 from lohp_jax.optimizers.features import (
     Accumulators,
     check_like,
-    check_params,
+    check_tensors,
     clip_gradient,
     init_tensors,
     join_tensors,
@@ -23,6 +24,7 @@ from lohp_jax.optimizers.features import (
     update_accumulators,
 )
 from lohp_jax.optimizers.theta import check_theta
+from lohp_jax.optimizers.trees import check_params, check_same_params
 from lohp_jax.types import Params
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -45,12 +47,21 @@ def celo2(
 ) -> optax.GradientTransformationExtraArgs:
     """Celo2 for matrices and larger tensors, AdamW (0.9, 0.95) for vectors and scalars.
 
+    A gradient of NaN stays in the accumulators of its tensor, and after that every update of it is NaN;
+    so does an infinite one of a vector or scalar. `hub(..., guard="finite")` starts them anew.
+
     Args:
       theta: its weights, see `load_theta`.
       learning_rate: of both, a number or a schedule; the root mean square of a tensor's update.
       weight_decay: decoupled, of both.
       orthogonalise: as in `scale_by_celo2`.
+
+    Raises: ValueError for weights of another rule, or a `learning_rate` that is not positive and finite;
+      `init` for parameters that are no floating-point arrays (complex ones only as vectors and scalars);
+      `update` for missing parameters, and for other tensors than `init` saw.
     """
+    if not callable(learning_rate):
+        check_positive("celo2", "learning_rate", learning_rate)
     learned = optax.chain(
         scale_by_celo2(theta, orthogonalise=orthogonalise),
         optax.add_decayed_weights(weight_decay),
@@ -59,9 +70,21 @@ def celo2(
     plain = optax.adamw(learning_rate, b1=0.9, b2=0.95, weight_decay=weight_decay)
 
     def label(params):
-        return jax.tree.map(lambda p: "learned" if jnp.ndim(p) >= 2 else "plain", params)
+        return jax.tree.map(
+            lambda p: "learned" if jnp.ndim(p) >= 2 and jnp.size(p) else "plain", params
+        )
 
-    return optax.partition({"learned": learned, "plain": plain}, label)
+    both = optax.partition({"learned": learned, "plain": plain}, label)
+
+    def init(params):
+        check_params("celo2", params)
+        return both.init(params)
+
+    def update(updates, state, params=None, **extra):
+        check_same_params("celo2", both.init, updates, params, state)
+        return both.update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def scale_by_celo2(theta: Params, *, orthogonalise: bool = True) -> optax.GradientTransformation:
@@ -76,7 +99,7 @@ def scale_by_celo2(theta: Params, *, orthogonalise: bool = True) -> optax.Gradie
     weights = theta["ff_mod_stack"]["~"]
 
     def init(params):
-        check_params("celo2", params)
+        check_tensors("celo2", params)
         return Celo2State(init_tensors(params))
 
     def update(updates, state, params=None):

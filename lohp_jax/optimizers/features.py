@@ -58,14 +58,15 @@ def factored_axes(shape: Sequence[int]) -> tuple[int, int] | None:
     return int(largest), int(second)
 
 
-def check_params(rule: str, params: PyTree) -> None:
+def check_tensors(rule: str, params: PyTree) -> None:
     """Raises a ValueError for leaves that are not real floating-point numbers, or have no entries."""
     for path, leaf in jax.tree.leaves_with_path(params):
-        dtype, size = jnp.result_type(leaf), math.prod(jnp.shape(leaf))
-        if size and jnp.issubdtype(dtype, jnp.floating):
+        dtype, shape = jnp.result_type(leaf), jnp.shape(leaf)
+        if math.prod(shape) and jnp.issubdtype(dtype, jnp.floating):
             continue
         raise ValueError(
-            f"{rule}: expected floating-point parameters, got {dtype}{[*jnp.shape(leaf)]} at "
+            f"{rule}: expected floating-point parameters with entries, got {dtype}{[*shape]}"
+            f"{'' if math.prod(shape) else ' with no entries'} at "
             f"{jax.tree_util.keystr(path) or 'the root'}; leave it out with optax.masked."
         )
 

@@ -1,7 +1,7 @@
 """The guard of what mixes two optimizers: nothing that is not finite reaches parameters or lasts."""
 
 import functools
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -28,7 +28,14 @@ def not_finite(tensors: Tensors, guarded: list[Hashable]) -> Tensors:
         return jax.tree.map(lambda x: ~jnp.all(jnp.isfinite(x)), tensors)
 
     # a finite sum has finite terms only; one that is not may have overflowed
-    return jax.lax.cond(functools.reduce(jnp.logical_and, finite.values()), none, look, tensors)
+    return branch(functools.reduce(jnp.logical_and, finite.values()), none, look, tensors)
+
+
+def branch(flag: jax.Array, if_true: Callable, if_false: Callable, *operands: PyTree) -> PyTree:
+    """`jax.lax.cond`; of a known flag the branch alone, as each new closure would be compiled."""
+    if isinstance(flag, jax.core.Tracer):
+        return jax.lax.cond(flag, if_true, if_false, *operands)
+    return (if_true if flag else if_false)(*operands)
 
 
 def replace(tensors: Tensors, where: Tensors, others: Tensors | None = None) -> Tensors:
@@ -75,7 +82,7 @@ def repair(
         return replace(updates, bad, others), state
 
     any_bad = functools.reduce(jnp.logical_or, bad.values())
-    return jax.lax.cond(any_bad, repaired, lambda *same: same, updates, state)
+    return branch(any_bad, repaired, lambda *same: same, updates, state)
 
 
 def _where(flag: jax.Array, other: jax.Array | int, leaf: jax.Array) -> jax.Array:

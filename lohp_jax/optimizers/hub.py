@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lohp_jax.checks import check_option
@@ -54,7 +55,9 @@ def hub(
     its entry to one optimizer alone. So the blend depends on the scale of the loss. "trust", "spike"
     and "online" do not; see `hub_trust`, `hub_spike` and `hub_online`, which also set their numbers.
 
-    One gradient serves both. Extra arguments (`value`, `value_fn`, `grad_fn`, ...) reach both.
+    One gradient serves both. Extra arguments (`value`, `value_fn`, `grad_fn`, ...) reach both. Under
+    `optax.inject_hyperparams`, which calls any function as a schedule, before this one sees it, a `mode`
+    or `clip` by path needs `static_args=("mode", "clip")`.
 
     Args:
       hand_designed: any optax transformation, learning rate included, e.g. `optax.adamw(1e-3)`. Its
@@ -74,8 +77,9 @@ def hub(
         that is not finite reaches both as zero. "trust", "spike" and "online" always have it.
 
     Returns: a transformation whose state is a `HubState`. Masked and None leaves stay out of the
-      softmax; leaves without entries pass. Under `jit` all sums are over the whole of a sharded tensor;
-      inside `jax.shard_map` they would be over a shard.
+      softmax; leaves without entries pass if both optimizers take them, which of the learned rules only
+      `celo2` does. Under `jit` all sums are over the whole of a sharded tensor; inside `jax.shard_map`
+      they would be over a shard.
 
     Raises: ValueError for an unknown mode, group or guard (with the nearest), bounds that are not
       0 <= low <= high <= 1, or bounds for a mode that has none; in `init` the same where they depend on
@@ -114,8 +118,19 @@ def block_wise(is_new: Callable[[Path], bool], *, literal: bool = False) -> Call
     Args:
       is_new: whether the tensor at a path is new, e.g. `lambda path: path[0] == "head"`.
       literal: follow the equations instead of the words.
+
+    Raises: ValueError, by the function returned, for what is no path.
     """
-    return lambda path: "vanilla" if bool(is_new(path)) != literal else "invert"
+
+    def mode(path):
+        if not isinstance(path, tuple):
+            raise ValueError(
+                f"block_wise: expected the path of a tensor, got {path!r}; a schedule is what "
+                'optax.inject_hyperparams takes it for without static_args=("mode", "clip").'
+            )
+        return "vanilla" if bool(is_new(path)) != literal else "invert"
+
+    return mode
 
 
 def hub_diagnostics(state: optax.OptState) -> dict[str, Any]:
@@ -231,6 +246,5 @@ def _check_mode(mode: Any, bounds: Bounds | None) -> None:
 def _check_bounds(bounds: Bounds | None) -> None:
     if bounds is None:
         return
-    low, high = bounds
-    if not 0 <= low <= high <= 1:
+    if np.shape(bounds) != (2,) or not 0 <= bounds[0] <= bounds[1] <= 1:
         raise ValueError(f"hub: clip must be (low, high) with 0 <= low <= high <= 1, got {bounds}.")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from lohp_jax.checks import check_num_steps, check_option
+from lohp_jax.optimizers.guard import branch
 from lohp_jax.optimizers.trees import check_params, check_same_params
 from lohp_jax.types import PyTree
 
@@ -51,8 +52,10 @@ def lgl2o(
     the loss decide whose updates are taken until the next comparison. "race": both run on their own
     for `num_steps` steps, the learned one on gradients where it stands, so that a step costs two
     gradients; then both go on from where the better one is. Meanwhile the parameters are those of the
-    hand-designed optimizer. A loss that is not finite loses, and a tie goes to the hand-designed
-    optimizer, so that nothing is ever worse than it by the losses compared.
+    hand-designed optimizer. The learned one sees the gradients of `grad_fn` as they are: what changes
+    them, e.g. clipping, belongs inside both optimizers, not before `lgl2o` in a chain. A loss that is
+    not finite loses, and a tie goes to the hand-designed optimizer, so that nothing is ever worse than
+    it by the losses compared.
 
     An optimizer whose update leads to what is not finite loses, too. It stays where it is, and keeps
     its state but for counts and keys, so that one bad gradient spoils neither parameters nor states:
@@ -99,7 +102,7 @@ def lgl2o(
         step = state.step + 1
         # a race is judged where it ends, a choice between candidates where it begins to count
         due = (step if racing else state.step) % num_steps == 0
-        better = jax.lax.cond(
+        better = branch(
             due,
             lambda: _better(value_fn(rival), jnp.where(hand_ok, value_fn(fallback), jnp.inf)),
             lambda: jnp.zeros((), bool),

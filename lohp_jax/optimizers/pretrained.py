@@ -5,10 +5,9 @@ import json
 import os
 import pathlib
 
-import jax
 import optax
 
-from lohp_jax.checks import check_option
+from lohp_jax.checks import check_num_steps, check_option, check_positive
 from lohp_jax.optimizers.small import Rate, pack_rate, small_optimizer
 from lohp_jax.optimizers.theta import load_theta
 from lohp_jax.types import Params
@@ -46,7 +45,8 @@ def pretrained_optimizer(
       num_steps: T, of the whole run; meta-trained for 100 to 2000.
       learning_rate: the peak; None for that of meta-training at this number of steps.
 
-    Raises: ValueError for an unknown name, with the nearest, or for numbers that are not positive.
+    Raises: ValueError for an unknown name, with the nearest, a `num_steps` that is no positive whole
+      number, or a `learning_rate` that is not positive and finite.
     """
     check_option("pretrained_optimizer", "name", name, PRETRAINED)
     return _at_rate(
@@ -65,7 +65,7 @@ def meta_trained_optimizer(
       learning_rate: as of `pretrained_optimizer`.
 
     Raises: FileNotFoundError, if the run is not finished or not there; ValueError, if its files do not
-      read, or for numbers that are not positive.
+      read, or for numbers as of `pretrained_optimizer`.
     """
     directory = pathlib.Path(directory).expanduser()
     results, theta = directory / "results.json", directory / "theta.msgpack"
@@ -87,10 +87,8 @@ def meta_trained_optimizer(
 def _at_rate(
     function: str, theta: Params, rate: Rate, num_steps: int, learning_rate: float | None
 ) -> optax.GradientTransformationExtraArgs:
-    for what, value in (("num_steps", num_steps), ("learning_rate", learning_rate)):
-        known = value is not None and not isinstance(value, jax.Array)  # not traced
-        if known and not 0 < value < float("inf"):
-            raise ValueError(f"{function}: {what} must be finite and positive, got {value}.")
+    check_num_steps(function, num_steps)
     if learning_rate is not None:
+        check_positive(function, "learning_rate", learning_rate)
         rate = rate._replace(peak=learning_rate, exponent=0.0)
     return small_optimizer({"theta": theta} | pack_rate(rate), num_steps)

@@ -92,7 +92,7 @@ def spike_mixer(
             square = jnp.square(jnp.minimum(jnp.abs(gradient).astype(jnp.float32), _LARGEST))
             old = state.second_moment[name_of(path)]
             moments[name_of(path)] = moment = decay * old + (1.0 - decay) * square
-            past = moment / (1.0 - decay**step)
+            past = moment / (1.0 - decay ** jnp.float32(step))  # an integer would be static eagerly
             # s = 1 / (1 + (c^2 / r^2)^(p / 2)), 0 where there never was a gradient
             share = 1.0 / (1.0 + (threshold**2 * past / square) ** (sharpness / 2.0))
             share = jnp.where(square > 0.0, share, 0.0)

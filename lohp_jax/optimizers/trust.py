@@ -25,6 +25,7 @@ _SHARPNESS = 3.0  # of the switch from one update to the other
 _SIGNIFICANT = 1.0  # the score from which on it counts
 _RETREAT, _RETURN = 0.9, 1.02  # factors of the ratio
 _RISING = 2.5  # score of the loss's trend from which on it fails
+_LARGEST = 1e18  # of a number: a sum of its squares is still a float32
 _JUMP, _WARM_UP = 5.0, 5  # rise in usual changes that is a failure, after so many losses
 
 
@@ -244,7 +245,7 @@ def _follow_loss(old: LossTrend, value: jax.Array | None) -> LossTrend:
     value = jnp.float32(value)
     finite = jnp.isfinite(value)
     change = jnp.where(finite & (old.step > 0), value - old.mean, 0.0)
-    weight = (1.0 - jnp.float32(_MEMORY) ** old.step) / (1.0 - _MEMORY)
+    weight = (1.0 - jnp.float32(_MEMORY) ** jnp.float32(old.step)) / (1.0 - _MEMORY)
     most = _JUMP * jnp.sqrt(_quotient(old.trend.square, weight))
     jumped = (old.step > _WARM_UP) & (change > most)
     change = jnp.where(jumped, most, change)  # an outlier must not hide what comes after it
@@ -258,7 +259,7 @@ def _follow_loss(old: LossTrend, value: jax.Array | None) -> LossTrend:
 
 
 def _add(tally: Tally, number: jax.Array) -> Tally:
-    number = jnp.where(jnp.isfinite(number), number, 0.0)
+    number = jnp.where(jnp.isfinite(number), jnp.clip(number, -_LARGEST, _LARGEST), 0.0)
     return Tally(_MEMORY * tally.total + number, _MEMORY * tally.square + number**2)
 
 
@@ -292,5 +293,5 @@ def _check(ratio, bounds, grow, shrink, caution, optimism, group) -> None:
         raise ValueError(f"hub_trust: ratio must be in bounds {bounds}, got {ratio}.")
     if not isinstance(caution, jax.Array) and not math.isfinite(caution):
         raise ValueError(f"hub_trust: caution must be finite, got {caution}.")
-    if not isinstance(grow, jax.Array) and not grow >= 1:
-        raise ValueError(f"hub_trust: grow must be at least 1, got {grow}.")
+    if not isinstance(grow, jax.Array) and not 1 <= grow < math.inf:
+        raise ValueError(f"hub_trust: grow must be at least 1 and finite, got {grow}.")

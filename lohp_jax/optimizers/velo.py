@@ -16,7 +16,7 @@ from lohp_jax.checks import check_num_steps
 from lohp_jax.optimizers.features import (
     Accumulators,
     check_like,
-    check_params,
+    check_tensors,
     clip_gradient,
     init_tensors,
     join_tensors,
@@ -135,7 +135,7 @@ def celo_adam(theta: Params, num_steps: int) -> optax.GradientTransformationExtr
     adam = optax.scale_by_adam(eps=1e-8, eps_root=1e-10)
 
     def init(params):
-        check_params("celo_adam", params)
+        check_tensors("celo_adam", params)
         hidden, cell = _start(theta, params)
         step = jnp.zeros((), jnp.int32)
         adam_state = adam.init(optax.tree.cast(params, jnp.float32))
@@ -174,7 +174,7 @@ def _recurrent(
     network, banks = _fold(theta["rnn_params"]), theta["ff_mod_stack"]["~"]
 
     def init(params):
-        check_params(rule, params)
+        check_tensors(rule, params)
         hidden, cell = _start(theta, params)
         step = jnp.zeros((), jnp.int32)
         accumulators = init_tensors(params)

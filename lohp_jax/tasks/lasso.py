@@ -1,12 +1,14 @@
 """LASSO: f(x) = 1/2 |A x - b|² + λ |x|_1, with one minimum and exact certificates."""
 
 import math
+import numbers
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lohp_jax.checks import check_option
 from lohp_jax.data.patches import cosine_dictionary, image_patches
 from lohp_jax.solvers.proximal import fista, soft_threshold
 from lohp_jax.tasks.problem import (
@@ -55,14 +57,15 @@ def lasso(
     """
     name = "lasso"
     if isinstance(dictionary, str) or dictionary is None:
-        _check_dictionary_name(dictionary)
+        if dictionary is not None:
+            check_option(name, "dictionary, if no array,", dictionary, ("fixed",))
         check_sizes(name, rows=rows, columns=columns)
         fixed = _draw_dictionary(jax.random.key(seed), rows, columns) if dictionary else None
     else:
         fixed = jnp.asarray(_check_dictionary(dictionary))
         rows, columns = fixed.shape
     _check_options(penalty, nonzeros, noise, columns)
-    expected = nonzeros if isinstance(nonzeros, int) else max(1.0, nonzeros * columns)
+    expected = nonzeros if isinstance(nonzeros, numbers.Integral) else max(1.0, nonzeros * columns)
     unit = math.sqrt(rows / expected)  # b has about unit entries after this
 
     def sample(key, split):
@@ -211,19 +214,12 @@ def _draw_dictionary(key: jax.Array, rows: int, columns: int) -> jax.Array:
 
 def _draw_sparse(key: jax.Array, n: int, nonzeros: int | float) -> jax.Array:
     chosen_key, always_key, value_key = jax.random.split(key, 3)
-    if isinstance(nonzeros, int):
+    if isinstance(nonzeros, numbers.Integral):
         chosen = jax.random.permutation(chosen_key, n) < nonzeros
     else:
         chosen = jax.random.bernoulli(chosen_key, nonzeros, (n,))
         chosen = chosen | (jnp.arange(n) == jax.random.randint(always_key, (), 0, n))
     return jnp.where(chosen, jax.random.normal(value_key, (n,)), 0.0)
-
-
-def _check_dictionary_name(dictionary: str | None) -> None:
-    if dictionary not in (None, "fixed"):
-        raise ValueError(
-            f"lasso: dictionary must be None, 'fixed' or an array [rows, columns], got {dictionary!r}."
-        )
 
 
 def _check_dictionary(dictionary: np.ndarray) -> np.ndarray:
@@ -237,7 +233,7 @@ def _check_options(penalty: float, nonzeros: int | float, noise: float, columns:
         raise ValueError(f"lasso: penalty must be positive and finite, got {penalty}.")
     if not 0 <= noise < math.inf:
         raise ValueError(f"lasso: noise must be finite and not negative, got {noise}.")
-    counted = isinstance(nonzeros, int)
+    counted = isinstance(nonzeros, numbers.Integral)
     if not (1 <= nonzeros <= columns if counted else 0 <= nonzeros <= 1):
         raise ValueError(
             f"lasso: nonzeros must be an integer from 1 to {columns}, or a fraction from 0.0 to 1.0, "

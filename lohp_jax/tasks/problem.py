@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lohp_jax.checks import check_option
 from lohp_jax.tasks.single import check_split
 from lohp_jax.types import Composite, ProblemFamily, Split
 
@@ -127,17 +128,21 @@ def read_problems(
 
     Args:
       path: of the file; its arrays are called as in the problems of `family.sample`, with a leading
-        axis that counts the problems.
+        axis that counts the problems. It holds nothing else under the prefix.
       family: what they are problems of.
       prefix: put before the name of every array in the file.
 
     Returns: the arrays with a leading axis, as `jax.vmap` of the family's functions takes them.
 
     Raises: FileNotFoundError without such a file; ValueError for a file that is none of .npz, arrays
-      that are missing or disagree on the number of problems, and what `family.check` raises.
+      that are unknown, missing or disagree on the number of problems, and what `family.check` raises.
     """
     arrays = _load(path)
     one, other = (family.sample(jax.random.key(seed)) for seed in range(2))
+    for name in arrays:
+        if name.startswith(prefix):
+            expected = [prefix + known for known in one]
+            check_option("read_problems", f"an array in {os.fspath(path)!r}", name, expected)
     problems = {}
     for name, example in one.items():
         if prefix + name in arrays:

@@ -127,8 +127,8 @@ def test_a_smooth_family_has_no_proximal_step(small_lasso, small_quadratic):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"kind": "l2o"}, r"kind must be one of \('l2o_dm', .*\), got 'l2o'"),
-        ({"starts": "zero"}, "starts must be 'start' or 'frame', got 'zero'"),
+        ({"kind": "l2o"}, r"kind must be one of \('l2o_dm', .*\), got 'l2o'; did you mean"),
+        ({"starts": "zero"}, r"starts must be one of \('start', 'frame'\), got 'zero'"),
         ({"num_steps": 5, "window": 2}, "must be a multiple of window, .* got 5 and 2"),
         ({"window": 0}, "both at least 1, got 100 and 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),

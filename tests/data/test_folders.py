@@ -106,7 +106,7 @@ def test_unreadable_and_unequal_images(tmp_path):
     write_image(tmp_path / "b.png", 2, size=(5, 4))
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "c.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"one size, .* from \(4, 5\) to \(4, 6\)"):
+    with pytest.raises(ValueError, match=r"one size, .* from \(4, 5\) to \(4, 6\); resize"):
         read_images(tmp_path, ["a.png", "b.png"], lambda image: image)
     with pytest.raises(ValueError, match=r"c\.png cannot be read; replace it or take it out"):
         read_images(tmp_path, ["a.png", "c.png"], lambda image: image)

@@ -174,7 +174,7 @@ def several_sizes(data_dir):
 
 def test_images_of_several_sizes_are_refused(tmp_path):
     several_sizes(tmp_path)
-    with pytest.raises(ValueError, match=r"one size.* from \(8, 8\) to \(12, 8\); give image_size"):
+    with pytest.raises(ValueError, match=r"one size.* from \(8, 8\) to \(12, 8\); resize them all"):
         tfds_images("toy", data_dir=tmp_path, train_per_class=3, query_per_class=3)
 
 

@@ -4,7 +4,15 @@ import jax
 import numpy as np
 import pytest
 
+from lohp_jax.optimizers import theta
 from lohp_jax.optimizers.theta import expected_shapes
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """Perceptrons of three hidden units, which compile sooner; no rule depends on how many there are."""
+    for rule in theta._HIDDEN:
+        monkeypatch.setitem(theta._HIDDEN, rule, 3)
 
 
 @pytest.fixture

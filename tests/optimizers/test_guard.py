@@ -8,6 +8,10 @@ import pytest
 
 from lohp_jax.optimizers.guard import not_finite
 from lohp_jax.optimizers.hub import hub
+from lohp_jax.optimizers.lgl2o import lgl2o
+from lohp_jax.optimizers.online import hub_online
+from lohp_jax.optimizers.spike import hub_spike
+from lohp_jax.optimizers.trust import hub_trust
 
 LARGEST = float(np.finfo(np.float32).max)
 CASES = {
@@ -49,6 +53,40 @@ def test_a_sum_of_half_precision_does_not_overflow():
 
 def test_nothing_guarded_is_nothing_flagged():
     assert not_finite({"w": jnp.array([jnp.nan])}, []) == {}
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        hub(optax.sgd(0.1), optax.adam(0.1), guard="finite"),
+        hub_trust(optax.sgd(0.1), optax.adam(0.1)),
+        hub_spike(optax.sgd(0.1), optax.adam(0.1)),
+        optax.inject_hyperparams(hub_online)(optax.sgd(0.1), optax.adam(0.1), rate=0.1),
+        lgl2o(optax.sgd(0.1), optax.adam(0.1), mode="candidate"),
+    ],
+    ids=["hub", "trust", "spike", "injected", "lgl2o"],
+)
+def test_a_loop_without_jit_compiles_in_its_first_steps_only(optimizer):
+    """Neither where the guard has nothing to do nor where it has."""
+    params, compiled = {"w": jnp.ones(3)}, []
+    state, extra = optimizer.init(params), {"value": 1.0, "value_fn": optax.tree.sum}
+    steps = [params, {"w": jnp.full(3, jnp.nan)}]
+
+    def count(event, duration, **_):
+        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+            compiled.append(duration)
+
+    for gradients in 2 * steps:
+        _, state = optimizer.update(gradients, state, params, **extra)
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        for gradients in steps:
+            _, state = optimizer.update(gradients, state, params, **extra)
+        assert not compiled
+        jax.jit(lambda x: x + 1)(1.0)
+        assert compiled  # or the event has another name
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
 
 
 @pytest.mark.parametrize("wrap", [lambda inner, _: inner, optax.masked], ids=["plain", "masked"])

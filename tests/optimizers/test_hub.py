@@ -208,6 +208,20 @@ def test_block_wise_follows_the_words_or_the_equations(literal):
     chex.assert_trees_all_equal(updates["body"], old["body"])
 
 
+def test_modes_and_bounds_by_path_are_static_arguments_of_injected_hyperparameters():
+    options = {
+        "mode": block_wise(lambda path: path[0] == "head"),
+        "clip": lambda path: (0.2, 0.4) if path[0] == "head" else None,
+    }
+    arms = optax.sgd(0.1), optax.sgd(3.0)
+    injected = optax.inject_hyperparams(hub, static_args=("mode", "clip"))(*arms, **options)
+    updates, _ = injected.update(normal(), injected.init(PARAMS), PARAMS)
+    chex.assert_trees_all_equal(updates, blend(normal(), **options))
+    taken_for_a_schedule = optax.inject_hyperparams(hub)(*arms, mode=options["mode"])
+    with pytest.raises(ValueError, match=r'block_wise: .*without static_args=\("mode", "clip"\)'):
+        taken_for_a_schedule.init(PARAMS)
+
+
 def test_modes_and_bounds_compose_by_path():
     gradients = normal()
     updates = blend(
@@ -270,8 +284,10 @@ def test_what_the_gate_did_can_be_read():
 
 
 def test_diagnostics_need_one_hub():
-    with pytest.raises(ValueError, match="expected one HubState in the state, got 0"):
-        hub_diagnostics(optax.adam(0.1).init(PARAMS))
+    state = hub(optax.adam(0.1), optax.sgd(1.0)).init(PARAMS)
+    for states, count in (((optax.EmptyState(),), 0), ((state, {"second": state}), 2)):
+        with pytest.raises(ValueError, match=f"expected one HubState in the state, got {count}"):
+            hub_diagnostics(states)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
@@ -399,6 +415,8 @@ def test_where_neither_is_finite_nothing_moves():
         ({"clip": (0.5, 0.2)}, r"0 <= low <= high <= 1, got \(0.5, 0.2\)"),
         ({"clip": (-0.1, 0.2)}, "0 <= low <= high <= 1"),
         ({"clip": (0.0, float("nan"))}, "0 <= low <= high <= 1"),
+        ({"clip": 0.3}, r"clip must be \(low, high\) .*, got 0.3"),
+        ({"clip": (0.1, 0.2, 0.3)}, r"clip must be \(low, high\) .*, got \(0.1, 0.2, 0.3\)"),
     ],
 )
 def test_bad_options_are_refused_at_once(options, message):

@@ -33,7 +33,7 @@ def is_shape(node):
 
 
 @pytest.fixture
-def make(random_theta):
+def make(random_theta, narrow):
     """Makes a rule with weights of random numbers."""
 
     def make(rule):
@@ -224,7 +224,7 @@ def test_beyond_the_plan_updates_stay_finite(rule, num_steps, random_theta):
 @pytest.mark.parametrize(
     "leaf, found",
     [
-        (np.zeros((0, 3), np.float32), r"float32\[0, 3\]"),
+        (np.zeros((0, 3), np.float32), r"float32\[0, 3\] with no entries"),
         (np.zeros(2, np.int32), r"int32\[2\]"),
         (np.zeros(2, np.complex64), r"complex64\[2\]"),
     ],
@@ -331,6 +331,13 @@ def test_an_outlier_of_a_gradient_is_clipped(make):
     update = jax.jit(lambda g: optimizer.update(g, state, PARAMS, value=1.0)[0])
     actual, expected = update(outlier), update(clipped)
     chex.assert_trees_all_equal(actual, expected)
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), 0.0])
+def test_celo2_needs_a_learning_rate_that_is_positive_and_finite(rate, random_theta):
+    message = f"celo2: learning_rate must be positive and finite, got {rate}"
+    with pytest.raises(ValueError, match=message):
+        celo2(random_theta("celo2"), rate)
 
 
 def test_celo2_trains_what_has_no_matrix(random_theta):

@@ -99,6 +99,16 @@ def test_a_race_runs_both_on_their_own_and_is_judged_at_its_end():
     assert gradients == 2 * 6
 
 
+def test_a_race_clips_where_both_optimizers_do_and_not_before_them():
+    """The clip binds: the gradient at the start has a norm of 8.5."""
+    clip = optax.clip_by_global_norm(1.0)
+    unclipped, _, _ = train(lgl2o(constant(0.0), optax.sgd(0.2)), 1)
+    before, _, _ = train(optax.chain(clip, lgl2o(constant(0.0), optax.sgd(0.2))), 1)
+    np.testing.assert_array_equal(before, unclipped)
+    inside, _, _ = train(lgl2o(constant(0.0), optax.chain(clip, optax.sgd(0.2))), 1)
+    np.testing.assert_allclose(np.linalg.norm(inside[1] - inside[0]), 0.2, rtol=1e-5)
+
+
 def test_candidates_share_a_gradient_and_are_compared_every_few_steps():
     evaluated = []
 

@@ -91,7 +91,8 @@ def test_the_mode_of_hub_is_this_function_with_its_defaults():
     [
         ({"alpha": 1.5}, r"alpha must be in bounds \(0.0, 1.0\), got 1.5"),
         ({"alpha": 0.9, "bounds": (0, 0.5)}, r"alpha must be in bounds \(0, 0.5\), got 0.9"),
-        ({"rate": 0.0}, "rate must be positive, got 0.0"),
+        ({"rate": 0.0}, "rate must be positive and finite, got 0.0"),
+        ({"rate": float("inf")}, "rate must be positive and finite, got inf"),
         ({"bounds": (0.6, 0.4)}, r"bounds must be .* 0 <= low <= high <= 1, got \(0.6, 0.4\)"),
         ({"group": "all"}, "group must be one of"),
     ],

@@ -82,10 +82,13 @@ def test_unknown_name(function):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"num_steps": 0}, "num_steps must be finite and positive, got 0"),
+        *(
+            ({"num_steps": bad}, f"num_steps must be a positive whole number, got {bad!r}")
+            for bad in (0, 0.5, 2.5, True, "100")
+        ),
         (
             {"num_steps": 10, "learning_rate": -1.0},
-            "learning_rate must be finite and positive, got -1",
+            "learning_rate must be positive and finite, got -1",
         ),
         ({"num_steps": 10, "learning_rate": float("nan")}, "learning_rate must be .*, got nan"),
     ],
@@ -129,7 +132,7 @@ def test_what_is_no_finished_run(tmp_path):
     with pytest.raises(ValueError, match=r"results\.json holds no learning rate"):
         meta_trained_optimizer(tmp_path, 10)
     meta_run(tmp_path, PRETRAINED["small"]._asdict())
-    with pytest.raises(ValueError, match="meta_trained_optimizer: num_steps must be finite"):
+    with pytest.raises(ValueError, match="meta_trained_optimizer: num_steps must be a positive"):
         meta_trained_optimizer(tmp_path, 0)
     (tmp_path / "theta.msgpack").unlink()
     with pytest.raises(FileNotFoundError, match=r"expected theta\.msgpack in"):

@@ -12,23 +12,27 @@ from lohp_jax.optimizers.theta import check_theta
 
 KEY = jax.random.key(0)
 PARAMS = {"w": jnp.linspace(-1, 1, 12).reshape(4, 3), "b": jnp.zeros(3)}
+META = small_start(KEY, learning_rate=0.02)
 GRADIENTS = {"w": jnp.cos(jnp.arange(12.0)).reshape(4, 3), "b": jnp.ones(3)}
 
 
+@jax.jit
+def update(meta, num_steps, gradients, state):
+    """One compilation for all tests, as meta and num_steps may be traced."""
+    return small_optimizer(meta, num_steps).update(gradients, state, PARAMS)
+
+
 def test_start_is_a_theta_and_goes_where_adam_goes():
-    meta = small_start(KEY, learning_rate=0.02)
-    theta = jax.tree.map(np.asarray, meta["theta"])
+    theta = jax.tree.map(np.asarray, META["theta"])
     check_theta(theta, "celo2")
     assert sum(leaf.size for leaf in jax.tree.leaves(theta)) == 30 * 8 + 8 + 64 + 8 + 24 + 3
     assert sum(NUM_CHANNELS) == 30
-    optimizer = small_optimizer(meta, 1000)
-    state, adam = optimizer.init(PARAMS), optax.adam(0.02, b2=0.95, eps=1e-8)
-    adam_state = adam.init(PARAMS)
-    update = jax.jit(optimizer.update)
+    state, adam = small_optimizer(META, 1000).init(PARAMS), optax.adam(0.02, b2=0.95, eps=1e-8)
+    adam_state, update_adam = adam.init(PARAMS), jax.jit(adam.update)
     for i in range(3):
         gradients = jax.tree.map(lambda g, i=i: g * (1.0 + i) + 0.1 * i, GRADIENTS)
-        updates, state = update(gradients, state, PARAMS)
-        expected, adam_state = adam.update(gradients, adam_state, PARAMS)
+        updates, state = update(META, 1000, gradients, state)
+        expected, adam_state = update_adam(gradients, adam_state, PARAMS)
         rms = float(jnp.sqrt(jnp.mean(updates["w"] ** 2)))
         np.testing.assert_allclose(rms, 0.02 * (1 - i / 1000) ** 2, rtol=1e-3)
         expected = expected["w"] * rms / jnp.sqrt(jnp.mean(expected["w"] ** 2))
@@ -38,12 +42,11 @@ def test_start_is_a_theta_and_goes_where_adam_goes():
 @pytest.mark.parametrize("num_steps, exponent, power", [(4, 0.0, 1.0), (4, -0.5, 2.5)])
 def test_learning_rate_follows_from_the_number_of_steps(num_steps, exponent, power):
     rate = Rate(0.02, exponent, power)
-    meta = small_start(KEY, learning_rate=1.0) | pack_rate(rate)
+    meta = META | pack_rate(rate)
     np.testing.assert_allclose(unpack_rate(meta), rate, rtol=1e-6)
-    optimizer = small_optimizer(meta, num_steps)
-    state, update, sizes = optimizer.init(PARAMS), jax.jit(optimizer.update), []
+    state, sizes = small_optimizer(meta, num_steps).init(PARAMS), []
     for _ in range(num_steps + 2):
-        updates, state = update(GRADIENTS, state, PARAMS)
+        updates, state = update(meta, num_steps, GRADIENTS, state)
         sizes.append(float(jnp.sqrt(jnp.mean(updates["w"] ** 2))))
     peak = 0.02 * (num_steps / 1000) ** exponent
     shape = (1 - np.arange(num_steps) / num_steps) ** power
@@ -51,9 +54,8 @@ def test_learning_rate_follows_from_the_number_of_steps(num_steps, exponent, pow
 
 
 def test_parameters_without_a_matrix_go_by_adamw_alone():
-    meta = small_start(KEY, learning_rate=0.02)
     params, gradients = {"b": jnp.ones(3)}, {"b": jnp.array([1.0, -2.0, 3.0])}
-    optimizer = small_optimizer(meta, 100)
+    optimizer = small_optimizer(META, 100)
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
     peak = 0.02  # of 1000 steps and, with an exponent of 0, of any number
     np.testing.assert_allclose(updates["b"], [-peak, peak, -peak], rtol=1e-5)

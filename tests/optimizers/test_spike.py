@@ -83,8 +83,9 @@ def test_the_mode_of_hub_is_this_function_with_its_defaults():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"threshold": 0.0}, "threshold must be positive, got 0.0"),
-        ({"sharpness": -1.0}, "sharpness must be positive, got -1.0"),
+        ({"threshold": 0.0}, "threshold must be positive and finite, got 0.0"),
+        ({"threshold": float("inf")}, "threshold must be positive and finite, got inf"),
+        ({"sharpness": -1.0}, "sharpness must be positive and finite, got -1.0"),
         ({"decay": 1.0}, r"decay must be in \[0, 1\), got 1.0"),
         ({"group": "tensors"}, "group must be one of .* did you mean 'tensor'"),
     ],

@@ -8,8 +8,10 @@ import optax
 import pytest
 
 from lohp_jax.optimizers.blends import constant_blend, graft
+from lohp_jax.optimizers.celo2 import celo2
 from lohp_jax.optimizers.hub import hub
 from lohp_jax.optimizers.lgl2o import lgl2o
+from lohp_jax.optimizers.pretrained import pretrained, pretrained_optimizer
 from lohp_jax.optimizers.pull import anchor, decay
 from lohp_jax.optimizers.reinit import increase_steps, min_loss_reinit
 from lohp_jax.optimizers.sam import sam
@@ -26,6 +28,8 @@ MAKERS = {
     "min_loss_reinit": lambda: min_loss_reinit(ADAM),
     "sam": lambda: sam(ADAM),
     "anchor": lambda: anchor(0.1),
+    "celo2": lambda: celo2(pretrained("small"), 0.1, orthogonalise=False),
+    "celo2 that ships": lambda: pretrained_optimizer("small", 100),
 }
 PARAMS = {"body": {"w": jnp.ones((1, 2))}, "s": jnp.float32(2.0), "e": jnp.zeros((0, 3))}
 every = pytest.mark.parametrize("name", MAKERS)

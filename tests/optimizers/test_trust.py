@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from lohp_jax.optimizers.hub import hub, hub_diagnostics
-from lohp_jax.optimizers.trust import hub_trust
+from lohp_jax.optimizers.trust import _follow_loss, hub_trust, trust_mixer
 
 PARAMS = {"w": np.ones(4, np.float32), "b": np.ones(2, np.float32)}
 SIGN = optax.chain(optax.scale_by_sign(), optax.scale(-0.5))
@@ -137,6 +137,16 @@ def test_noise_is_no_failure_and_a_rise_is():
     assert states[-1].rules["trust"].failures > states[49].rules["trust"].failures
 
 
+def test_the_loss_is_watched_again_some_time_after_one_whose_square_overflows():
+    losses = np.append(np.ones(1802), 100.0)
+    losses[1] = 1e20
+    start = trust_mixer().init({}).loss
+    end, failed = jax.jit(
+        lambda: jax.lax.scan(lambda s, v: ((s := _follow_loss(s, v)), s.failed), start, losses)
+    )()
+    assert failed[-1] and np.isfinite(end.trend.square)
+
+
 def test_after_a_failure_trust_is_earned_anew():
     steady = {"w": np.float32([1.0, 2.0, 3.0, 4.0]), "b": np.float32([1.0, 2.0])}
     losses = np.concatenate([np.linspace(2.0, 1.0, 15), [100.0], np.linspace(1.0, 0.1, 60)])
@@ -256,14 +266,15 @@ def test_the_mode_of_hub_is_this_function_with_its_defaults():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"ratio": 0.0}, "ratio must be positive, got 0.0"),
+        ({"ratio": 0.0}, "ratio must be positive and finite, got 0.0"),
         ({"ratio": 0.5}, r"ratio must be in bounds \(1.0, 20.0\), got 0.5"),
         ({"caution": float("nan")}, "caution must be finite, got nan"),
         ({"bounds": (3.0, 1.0)}, r"bounds must be .* 0 < low <= high, got \(3.0, 1.0\)"),
         ({"bounds": (1.0, float("inf"))}, "bounds must be .* got"),
-        ({"grow": 0.9}, "grow must be at least 1, got 0.9"),
+        ({"grow": 0.9}, "grow must be at least 1 and finite, got 0.9"),
+        ({"grow": float("inf")}, "grow must be at least 1 and finite, got inf"),
         ({"shrink": 1.5}, r"shrink must be in \[0, 1\], got 1.5"),
-        ({"shrink": 0.0}, "shrink must be positive, got 0.0"),
+        ({"shrink": 0.0}, "shrink must be positive and finite, got 0.0"),
         ({"optimism": -1.0}, r"optimism must be in \[0, 1\], got -1.0"),
         ({"group": "tensors"}, "group must be one of .* did you mean 'tensor'"),
     ],

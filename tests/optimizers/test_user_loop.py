@@ -1,8 +1,9 @@
 """The loop of the issue: a clipped HUB of AdamW and a learned optimizer trains models of Haiku and flax.
 
-The learned optimizer is VeLO from a file of random numbers, as small as `load_theta` takes it. Its
-updates have no meaning; so that the loss must fall, the output that scales them (`step_size`) is set
-to a small constant, which makes HUB's blend AdamW plus a disturbance two orders smaller.
+The learned optimizer is a narrow VeLO from a file of random numbers. Its updates have no meaning; so
+that the loss must fall, the output that scales them (`step_size`) is set to a small constant, which
+makes HUB's blend AdamW plus a disturbance two orders smaller. The models have no biases, as the update
+compiles for every shape of a tensor.
 """
 
 import pathlib
@@ -24,8 +25,8 @@ Y = np.sin(X @ np.float32([[1.0], [-2.0], [0.5]]))
 
 
 @pytest.fixture
-def path(tmp_path, random_theta):
-    theta = random_theta("velo", 1, hidden=8, bank=4)
+def path(tmp_path, random_theta, narrow):
+    theta = random_theta("velo", 1, scale=0.15, hidden=8, bank=4)
     theta["rnn_params"]["step_size"]["w"][:] = 0.0
     theta["rnn_params"]["step_size"]["b"][:] = 0.01
     save_theta(tmp_path / "velo.msgpack", theta)
@@ -56,7 +57,7 @@ def train(loss_fn, params, optimizer, num_steps=60):
 
 
 def haiku_model():
-    network = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([16, 1])(x)))
+    network = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([16, 1], with_bias=False)(x)))
     return network.init(jax.random.key(0), X), network.apply
 
 
@@ -64,15 +65,18 @@ def linen_model():
     class Model(linen.Module):
         @linen.compact
         def __call__(self, x):
-            return linen.Dense(1)(linen.relu(linen.Dense(16)(x)))
+            x = linen.relu(linen.Dense(16, use_bias=False)(x))
+            return linen.Dense(1, use_bias=False)(x)
 
     return Model().init(jax.random.key(0), X), Model().apply
 
 
 def nnx_model():
-    model = nnx.Sequential(
-        nnx.Linear(3, 16, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(16, 1, rngs=nnx.Rngs(1))
+    first, second = (
+        nnx.Linear(n, m, use_bias=False, rngs=nnx.Rngs(seed))
+        for seed, (n, m) in enumerate([(3, 16), (16, 1)])
     )
+    model = nnx.Sequential(first, nnx.relu, second)
     graph, params = nnx.split(model, nnx.Param)
     return params, lambda params, x: nnx.merge(graph, params)(x)
 

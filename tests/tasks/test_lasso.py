@@ -78,7 +78,7 @@ def test_the_splits_differ_by_problem_but_share_a_fixed_matrix():
     assert family.features(train).shape == (5,)
 
 
-@pytest.mark.parametrize("nonzeros, least, most", [(3, 3, 3), (1.0, 10, 10), (0.0, 1, 1)])
+@pytest.mark.parametrize("nonzeros, least, most", [(np.int64(3), 3, 3), (1.0, 10, 10), (0.0, 1, 1)])
 def test_the_number_of_nonzeros(nonzeros, least, most):
     """A matrix of unit vectors shows x* in b."""
     family = lasso(dictionary=np.eye(10), nonzeros=nonzeros)
@@ -146,7 +146,10 @@ def test_check_names_what_is_missing(problem, got):
         ({"noise": -1.0}, "noise must be finite and not negative, got -1.0"),
         ({"nonzeros": 51}, "nonzeros must be an integer from 1 to 50, or a fraction .* got 51"),
         ({"nonzeros": 1.5}, "nonzeros must be .* a fraction from 0.0 to 1.0, got 1.5"),
-        ({"dictionary": "fxed"}, "dictionary must be None, 'fixed' or an array .* got 'fxed'"),
+        (
+            {"dictionary": "fxed"},
+            "dictionary, if no array, must be .* 'fxed'; did you mean 'fixed'",
+        ),
         ({"dictionary": np.zeros((2, 2))}, r"expected no column of zeros in A, got \[0, 1\]"),
         ({"dictionary": np.ones(3)}, r"expected A of shape \[m, n\], got \[3\]"),
     ],
