@@ -110,16 +110,17 @@ def preset(family: str) -> SolveConfig:
         )
         small = "lasso" if family == "lasso_250x500" else None
         return SolveConfig(family, num_samples=1, diffusion=diffusion, training_family=small)
+    large = family == "digits_mlp"  # labels take a second, and n is 1510
     diffusion = DiffusionConfig(
         network=DenoiserConfig(width=128),
         guidance=GuidanceConfig(("smoothed_gradient",)),
         alpha=0.9,
-        pool=8192,
-        batch_size=256,
-        updates=3000,
+        pool=512 if large else 8192,
+        batch_size=32 if large else 256,
+        updates=1000 if large else 3000,
         ema=0.995,
     )
-    count = 8 if family == "digits_mlp" else 64
+    count = 8 if large else 64
     return SolveConfig(family, num_samples=count, refine_steps=20, diffusion=diffusion)
 
 

@@ -128,9 +128,9 @@ def read_problems(
 
     Args:
       path: of the file; its arrays are called as in the problems of `family.sample`, with a leading
-        axis that counts the problems. It holds nothing else under the prefix.
+        axis that counts the problems. Without a prefix it holds nothing else.
       family: what they are problems of.
-      prefix: put before the name of every array in the file.
+      prefix: put before the name of every array; a file with one may hold more, e.g. solutions.
 
     Returns: the arrays with a leading axis, as `jax.vmap` of the family's functions takes them.
 
@@ -139,10 +139,8 @@ def read_problems(
     """
     arrays = _load(path)
     one, other = (family.sample(jax.random.key(seed)) for seed in range(2))
-    for name in arrays:
-        if name.startswith(prefix):
-            expected = [prefix + known for known in one]
-            check_option("read_problems", f"an array in {os.fspath(path)!r}", name, expected)
+    for name in () if prefix else arrays:
+        check_option("read_problems", f"an array in {os.fspath(path)!r}", name, one)
     problems = {}
     for name, example in one.items():
         if prefix + name in arrays:
