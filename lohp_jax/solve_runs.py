@@ -110,7 +110,7 @@ def preset(family: str) -> SolveConfig:
         )
         small = "lasso" if family == "lasso_250x500" else None
         return SolveConfig(family, num_samples=1, diffusion=diffusion, training_family=small)
-    large = family == "digits_mlp"  # labels take a second, and n is 1510
+    large = family == "digits_mlp"  # labels take half a second each, and n is 1510
     diffusion = DiffusionConfig(
         network=DenoiserConfig(width=128),
         guidance=GuidanceConfig(("smoothed_gradient",)),
