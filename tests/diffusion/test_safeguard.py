@@ -29,7 +29,7 @@ def proposals(family, problem, key):
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PROBLEMS],
 )
 def test_never_worse_than_the_baseline(name):
-    """On 1,000 random problems; the baseline is run apart, so its rounding may differ."""
+    """On 1,000 random problems. Run apart, a few baselines end elsewhere, as rounding differs."""
     family = make_problem(name)
     one = jax.tree.map(lambda leaf: leaf[None], family.sample(jax.random.key(0)))
     runner = refiner_of(preset(name), family, one)
@@ -42,12 +42,14 @@ def test_never_worse_than_the_baseline(name):
         x0 = proposals(family, problem, key)
         result = refine(objective, x0, solver, STEPS, baseline=start)
         alone = solver(start, STEPS)
-        return result.value, objective(result.x), alone.values.min(), objective(x0[0])
+        values = result.value, objective(result.x), result.baseline
+        return *values, alone.values.min(), objective(x0[0])
 
     keys = jax.random.split(jax.random.key(1), COUNT)
     solve = jax.jit(lambda keys: jax.lax.map(both, keys, batch_size=100))
-    value, again, baseline, proposed = map(np.asarray, solve(keys))
+    value, again, baseline, alone, proposed = map(np.asarray, solve(keys))
     assert np.isfinite(value).all()
     np.testing.assert_allclose(again, value, rtol=1e-4, atol=1e-4)
-    room = 1e-4 * (1 + np.abs(baseline))
-    assert (value <= baseline + room).all() and (value <= proposed + room).all()
+    assert (value <= baseline).all()
+    assert (value <= proposed + 1e-4 * (1 + np.abs(proposed))).all()
+    assert np.isclose(baseline, alone, rtol=1e-3, atol=1e-4).mean() > 0.95
