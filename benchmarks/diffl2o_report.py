@@ -30,9 +30,9 @@ _GUIDED = ("diffusion_parameters", "diffusion_gradient", "diffusion_smoothed", "
 
 
 def spread(values: list[float | None], digits: int = 2) -> str:
-    """Mean ± standard deviation, "failed" where one is None."""
+    """Mean ± standard deviation, "not finite" where one is None."""
     if None in values:
-        return "failed"
+        return "not finite"
     mean = f"{np.mean(values):.{digits}g}"
     return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):.1g}"
 
@@ -48,9 +48,12 @@ def table(methods: dict[str, Any], about: dict[str, Any]) -> list[str]:
     ]
     for method, budgets in methods.items():
         for size, seeds in budgets.items():
-            rows = list(seeds.values())
-            if any("failed" in row for row in rows):
-                lines.append(f"| {method} | {size} | failed | | | | | | | |")
+            rows = [row for row in seeds.values() if "failed" not in row]
+            name, failed = method, len(seeds) - len(rows)
+            if failed:
+                name += f" ({failed} of {len(seeds)} trainings failed)"
+            if not rows:
+                lines.append(f"| {name} | {size} | | | | | | | | |")
                 continue
             columns = {key: [row[key] for row in rows] for key in rows[0] if key != "set_up"}
             cells = (
@@ -65,7 +68,7 @@ def table(methods: dict[str, Any], about: dict[str, Any]) -> list[str]:
                 if "training_seconds" in columns
                 else "",
             )
-            lines.append(f"| {method} | {size} | {' | '.join(cells)} |")
+            lines.append(f"| {name} | {size} | {' | '.join(cells)} |")
     return lines
 
 
@@ -134,12 +137,18 @@ def draw(results: dict[str, Any]) -> matplotlib.figure.Figure:
         for method in (m for m in shown if m in results["cells"][name]):
             budgets = results["cells"][name][method]
             sizes = [int(size) for size in budgets]
-            values = [np.mean([row[key] for row in seeds.values()]) for seeds in budgets.values()]
+            values = [
+                np.mean(
+                    [row[key] for row in seeds.values() if row.get(key) is not None] or [np.nan]
+                )
+                for seeds in budgets.values()
+            ]
             style = "--" if method.startswith("diffusion") else "-"
             axis.plot(sizes, values, style, marker="o", markersize=3, label=method)
         axis.set_xscale("log")
         if relative:
             axis.set_yscale("log")
+            axis.set_ylim(1e-8, 10)  # beyond its top a method has diverged
         axis.set(
             title=name,
             xlabel="pairs of products" if relative else "proposals K",

@@ -26,15 +26,18 @@ def results(**methods):
 def test_means_and_spreads_over_seeds():
     assert report.spread([1.0, 3.0]) == "2 ± 1"
     assert report.spread([0.25]) == "0.25"
-    assert report.spread([1.0, None]) == "failed"
+    assert report.spread([1.0, None]) == "not finite"
 
 
 def test_a_row_of_the_table():
     rows = {"10": {"0": cell(0.1, training_seconds=7.0), "1": cell(0.3, training_seconds=9.0)}}
     (row,) = report.table({"lista": rows}, ABOUT)[2:]
     assert row == "| lista | 10 | 0.2 ± 0.1 | 0.1 | 0.5 ± 0 | 10 | 1 | eigenvalue | 2 | 8 |"
-    failed = report.table({"lista": {"10": {"0": {"failed": "NaN"}}}}, ABOUT)[2]
-    assert failed.startswith("| lista | 10 | failed |")
+    rows["10"]["2"] = {"failed": "NaN"}
+    failed = report.table({"lista": rows}, ABOUT)[2]
+    assert failed == row.replace("lista", "lista (1 of 3 trainings failed)")
+    nothing = report.table({"lista": {"10": {"0": {"failed": "NaN"}}}}, ABOUT)[2]
+    assert nothing.startswith("| lista (1 of 1 trainings failed) | 10 | |")
 
 
 def test_files_are_merged_by_cell(tmp_path):
