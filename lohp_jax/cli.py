@@ -279,12 +279,18 @@ def solve(
     if json:
         _print(results, json)
         return
-    columns = ("method", "gap_mean", "gap_median", "success", "gradient_calls", "milliseconds")
+    columns = {
+        "gap_mean": "mean gap",
+        "gap_median": "median gap",
+        "success": "success",
+        "gradient_calls": "gradients",
+        "milliseconds": "ms",
+    }
     gap = {"relative": "(f - f*) / f*", "absolute": "f - f*"}[results["gap"]]
     title = f"{results['family']}, gaps are {gap}"
-    table = rich.table.Table(*columns, title=title, box=rich.box.SIMPLE)
+    table = rich.table.Table("method", *columns.values(), title=title, box=rich.box.SIMPLE)
     for row in results["rows"]:
-        cells = (row[name] for name in columns[1:])
+        cells = (row[name] for name in columns)
         table.add_row(row["method"], *("-" if cell is None else f"{cell:.3g}" for cell in cells))
     rich.console.Console().print(table)
     _print({"solutions": out / "solutions.npz"}, json)
