@@ -75,6 +75,7 @@ def test_task_loss_is_the_inner_loss_of_the_generated_weights(num_steps):
     assert info == {}
 
 
+@pytest.mark.slow
 def test_task_loss_sees_labels_in_their_canonical_order():
     """As generation does: the policy sees the renamed labels, the task the weights named back."""
     family = make_family("digits_5way", shots=1)

@@ -106,6 +106,7 @@ def test_generate_and_sample_agree_with_apply(quadratic, trained):
         generate(generator, problem, KEY, guidance=0.5)
 
 
+@pytest.mark.slow
 def test_an_ensemble_trains_in_one_call_and_a_training_goes_on_from_its_state(quadratic):
     """Members on given problems are those of `train_diffusion`; going on from a state changes no bit."""
     config = dataclasses.replace(SMALL, updates=4, log_every=2, pool=16, batch_size=8)

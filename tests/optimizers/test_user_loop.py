@@ -81,7 +81,9 @@ def nnx_model():
     return params, lambda params, x: nnx.merge(graph, params)(x)
 
 
-@pytest.mark.parametrize("model", [haiku_model, linen_model, nnx_model])
+@pytest.mark.parametrize(
+    "model", [haiku_model, linen_model, pytest.param(nnx_model, marks=pytest.mark.slow)]
+)
 def test_the_loss_of_a_users_model_falls(model, path):
     params, apply = model()
 

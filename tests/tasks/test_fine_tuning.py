@@ -109,6 +109,7 @@ def test_the_head_is_a_block_of_hub():
         assert {float(leaf.ravel()[0]) for leaf in jax.tree.leaves(module)} == {expected}
 
 
+@pytest.mark.slow
 def test_adam_over_seeds_learns_the_target_as_it_does_one_by_one():
     family, optimizer = tuning(), optax.adam(1e-2)
     data = family.sample(jax.random.key(0))

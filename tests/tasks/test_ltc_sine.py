@@ -36,6 +36,7 @@ def test_the_objective_is_the_mean_squared_error():
     assert family.name == "ltc_sine" and family.context(data, KEY) == ()
 
 
+@pytest.mark.slow
 def test_adam_learns_the_sine():
     """16 units, Adam .01, clip 1, as in the tutorial of ncps, for 100 of its 400 steps, 3 starts.
 
