@@ -286,7 +286,13 @@ def run(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
 
 def table(results: dict[str, Any]) -> str:
     """Markdown, mean ± standard deviation over seeds."""
-    lines = []
+    lines = [
+        "# Ablations of Diff-L2O",
+        "",
+        "Made by `python benchmarks/diffl2o_ablations.py --oracles FILE`; `benchmarks/README.md` says "
+        "what the columns are.",
+        "",
+    ]
     for name, axes in results["cells"].items():
         lines += [f"## {name}", "", _HEAD]
         for axis, rows in axes.items():
