@@ -30,10 +30,11 @@ def problem():
 
 
 def test_problems_of_the_family_pass(dense_check, problem):
-    """Whatever else they hold, and under `jit`, where they are constants."""
-    dense_check(problem)
-    dense_check({"also": np.zeros(3)} | problem)
-    jax.jit(lambda: dense_check(problem))()
+    """Whatever else they hold. Under `jit`, where they are constants, others are refused as well."""
+    assert dense_check(problem) is None
+    assert dense_check({"also": np.zeros(3)} | problem) is None
+    with pytest.raises(ValueError, match="the penalty that all"):
+        jax.jit(lambda: dense_check(problem | {"penalty": 2 * problem["penalty"]}))()
 
 
 @pytest.mark.parametrize(
