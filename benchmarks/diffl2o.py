@@ -25,7 +25,7 @@ from diffl2o_methods import METHODS, Answer, Method
 from diffl2o_sets import SETS, ProblemSet, make_set
 
 from lohp_jax.files import write_atomically
-from lohp_jax.runs import environment
+from lohp_jax.runs.lohp import environment
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "diffl2o.json"
 MEASURED_SECONDS = 0.5

@@ -24,19 +24,19 @@ import numpy as np
 from diffl2o_sets import ProblemSet, make_set, sized_set
 
 from lohp_jax.diffusion.config import DiffusionConfig
-from lohp_jax.diffusion.denoiser import DenoiserConfig
 from lohp_jax.diffusion.generator import diffusion_generator
 from lohp_jax.diffusion.guidance import GuidanceConfig, gradient_calls
 from lohp_jax.diffusion.oracle import OracleConfig, Solved
-from lohp_jax.diffusion.refine import refine
 from lohp_jax.diffusion.sampler import SAMPLERS
 from lohp_jax.diffusion.schedule import Schedule
 from lohp_jax.diffusion.training import diffusion_params, solved_pool
 from lohp_jax.files import write_atomically
-from lohp_jax.runs import environment
+from lohp_jax.networks.denoiser import DenoiserConfig
+from lohp_jax.runs.lohp import environment
 from lohp_jax.solvers.multistart import gaussian_starts
 from lohp_jax.solvers.newton import damped_newton
 from lohp_jax.solvers.proximal import fista
+from lohp_jax.solvers.refine import refine
 from lohp_jax.solvers.trace import objective_of
 from lohp_jax.types import PyTree
 

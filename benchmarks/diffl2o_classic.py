@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from diffl2o_sets import ProblemSet
 
-from lohp_jax.baselines.learned_solvers import run_learned_solver
+from lohp_jax.learned_solvers.recurrent import run_learned_solver
 from lohp_jax.solvers.descent import run_optax
 from lohp_jax.solvers.multistart import gaussian_starts, multistart
 

@@ -42,7 +42,7 @@ from diffl2o_guidance_arms import (
 from diffl2o_guidance_snr import measure_snr
 
 from lohp_jax.files import write_atomically
-from lohp_jax.runs import environment
+from lohp_jax.runs.lohp import environment
 from lohp_jax.types import ProblemFamily
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "diffl2o_guidance.json"

@@ -18,13 +18,13 @@ from lohp_jax.diffusion.guidance import (
     gradient_calls,
     resolve_weights,
 )
-from lohp_jax.diffusion.refine import refine
 from lohp_jax.diffusion.sampler import sample
 from lohp_jax.diffusion.training import diffusion_params
+from lohp_jax.problems import make_problem
 from lohp_jax.solvers.newton import damped_newton
 from lohp_jax.solvers.proximal import fista
+from lohp_jax.solvers.refine import refine
 from lohp_jax.solvers.trace import objective_of
-from lohp_jax.tasks import make_problem
 from lohp_jax.types import ProblemFamily, PyTree
 
 SETS = (

@@ -23,18 +23,18 @@ from diffl2o_classic import (
 )
 from diffl2o_sets import ProblemSet
 
-from lohp_jax.baselines.learned_solvers import run_learned_solver, train_learned_solver
-from lohp_jax.baselines.lista import train_lista
-from lohp_jax.baselines.regression import train_regression
 from lohp_jax.diffusion.config import DiffusionConfig
-from lohp_jax.diffusion.denoiser import POWER_STEPS, DenoiserConfig
 from lohp_jax.diffusion.guidance import GuidanceConfig, gradient_calls
-from lohp_jax.diffusion.refine import refine
 from lohp_jax.diffusion.training import train_diffusion
+from lohp_jax.learned_solvers.lista import train_lista
+from lohp_jax.learned_solvers.recurrent import run_learned_solver, train_learned_solver
+from lohp_jax.learned_solvers.regression import train_regression
+from lohp_jax.networks.denoiser import POWER_STEPS, DenoiserConfig
 from lohp_jax.solvers.descent import lbfgs
 from lohp_jax.solvers.multistart import gaussian_starts
 from lohp_jax.solvers.newton import damped_newton
 from lohp_jax.solvers.proximal import coordinate_descent, fista
+from lohp_jax.solvers.refine import refine
 from lohp_jax.solvers.trace import objective_of
 
 NEWTON_STEPS = 20

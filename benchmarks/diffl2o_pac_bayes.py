@@ -27,9 +27,9 @@ from diffl2o_pac_training import BUDGET, LAST, Effort, Run, Study, make_study, s
 
 from lohp_jax.diffusion.oracle import Solved
 from lohp_jax.files import write_atomically
-from lohp_jax.runs import environment
-from lohp_jax.tasks.lasso import lasso
-from lohp_jax.tasks.rastrigin import rastrigin
+from lohp_jax.problems.lasso import lasso
+from lohp_jax.problems.rastrigin import rastrigin
+from lohp_jax.runs.lohp import environment
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "diffl2o_pac_bayes.json"
 FAMILIES = {

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import optax
 
 from lohp_jax.diffusion.config import DiffusionConfig
-from lohp_jax.diffusion.denoiser import DenoiserConfig
 from lohp_jax.diffusion.generator import diffusion_generator
 from lohp_jax.diffusion.guidance import GuidanceConfig
 from lohp_jax.diffusion.loss import make_loss
 from lohp_jax.diffusion.oracle import OracleConfig, Solved
 from lohp_jax.diffusion.training import initial_params
+from lohp_jax.networks.denoiser import DenoiserConfig
 from lohp_jax.types import ProblemFamily, PyTree, Split
 
 BUDGET = 2048

@@ -10,9 +10,9 @@ import numpy as np
 from sklearn.linear_model import Lasso
 
 from lohp_jax.data.patches import cosine_dictionary
-from lohp_jax.tasks.ackley import ackley
-from lohp_jax.tasks.lasso import lasso, lasso_patches
-from lohp_jax.tasks.rastrigin import rastrigin
+from lohp_jax.problems.ackley import ackley
+from lohp_jax.problems.lasso import lasso, lasso_patches
+from lohp_jax.problems.rastrigin import rastrigin
 from lohp_jax.types import ProblemFamily
 
 NUM_GENERATED = 32

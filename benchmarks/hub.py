@@ -32,7 +32,7 @@ import optax.contrib
 
 import lohp_jax as lj
 from lohp_jax.files import write_atomically
-from lohp_jax.runs import environment
+from lohp_jax.runs.lohp import environment
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "hub.json"
 NUM_TRIALS = 5

@@ -13,13 +13,13 @@ from lohp_jax.data import image_set
 from lohp_jax.data.folders import folder_images
 from lohp_jax.data.lane import read_drive, render_drive
 from lohp_jax.data.volume import read_volume
-from lohp_jax.tasks.classification import classification
-from lohp_jax.tasks.fine_tuning import fine_tuning, pretrain, transfer_pair
-from lohp_jax.tasks.lane_keeping import lane_keeping, mean_error, nearest_error, split_by_time
-from lohp_jax.tasks.ltc_sine import ltc_sine
-from lohp_jax.tasks.oscillating import oscillating
-from lohp_jax.tasks.siren import siren
 from lohp_jax.types import TaskFamily
+from lohp_jax.workloads.classification import classification
+from lohp_jax.workloads.fine_tuning import fine_tuning, pretrain, transfer_pair
+from lohp_jax.workloads.lane_keeping import lane_keeping, mean_error, nearest_error, split_by_time
+from lohp_jax.workloads.ltc_sine import ltc_sine
+from lohp_jax.workloads.oscillating import oscillating
+from lohp_jax.workloads.siren import siren
 
 _RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 _LOW_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)

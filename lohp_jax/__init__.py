@@ -7,9 +7,6 @@ Every stage is a pure function over pytrees that `jax.jit` and `jax.vmap` accept
 grouped by stage; the modules they come from hold the rest.
 """
 
-from lohp_jax.baselines.learned_solvers import run_learned_solver, train_learned_solver
-from lohp_jax.baselines.lista import train_lista
-from lohp_jax.baselines.regression import train_regression
 from lohp_jax.codec import Codec, make_codec, standard_scale
 from lohp_jax.data import image_set
 from lohp_jax.data.folders import folder_images
@@ -17,15 +14,28 @@ from lohp_jax.data.images import ImageSet
 from lohp_jax.data.lane import Drive, read_drive, render_drive
 from lohp_jax.data.volume import read_volume, resample_volume, synthetic_volume
 from lohp_jax.diffusion.config import DiffusionConfig
-from lohp_jax.diffusion.denoiser import DenoiserConfig
 from lohp_jax.diffusion.generator import diffusion_generator
 from lohp_jax.diffusion.guidance import GuidanceConfig
 from lohp_jax.diffusion.oracle import OracleConfig
-from lohp_jax.diffusion.refine import refine
 from lohp_jax.diffusion.sampler import Denoiser, sample
 from lohp_jax.diffusion.schedule import Schedule
 from lohp_jax.diffusion.training import diffusion_params, train_diffusion
 from lohp_jax.generation import generate, load, policy_generator
+from lohp_jax.learned_solvers.lista import train_lista
+from lohp_jax.learned_solvers.recurrent import run_learned_solver, train_learned_solver
+from lohp_jax.learned_solvers.regression import train_regression
+from lohp_jax.methods.setting import (
+    Dataset,
+    Frame,
+    make_dataset,
+    make_frame,
+    make_objective,
+    make_policy,
+)
+from lohp_jax.methods.step import TrainState, draw_batches, make_update, scan_updates
+from lohp_jax.networks.denoiser import DenoiserConfig
+from lohp_jax.networks.ltc import Wiring, auto_ncp, init_ltc, ltc
+from lohp_jax.networks.policy import NetworkConfig, make_policy_network
 from lohp_jax.optimizers import make_optimizer
 from lohp_jax.optimizers.blends import constant_blend, graft
 from lohp_jax.optimizers.celo2 import celo2
@@ -41,43 +51,34 @@ from lohp_jax.optimizers.theta import load_theta, save_theta
 from lohp_jax.optimizers.trust import hub_trust
 from lohp_jax.optimizers.velo import celo, celo_adam, velo
 from lohp_jax.policy.hybrid import PRESETS, HybridConfig, Policy, hybrid_loss
-from lohp_jax.policy.network import NetworkConfig, make_policy_network
-from lohp_jax.solve_runs import load_solver
+from lohp_jax.problems import make_problem
+from lohp_jax.problems.ackley import ackley
+from lohp_jax.problems.family import read_problems
+from lohp_jax.problems.fit_mlp import fit_mlp
+from lohp_jax.problems.lasso import duality_gap, lasso, lasso_patches
+from lohp_jax.problems.rastrigin import rastrigin
+from lohp_jax.runs.config import RunConfig, resolve
+from lohp_jax.runs.solve import load_solver
 from lohp_jax.solvers.descent import lbfgs, run_optax
 from lohp_jax.solvers.multistart import gaussian_starts, multistart
 from lohp_jax.solvers.newton import damped_newton
 from lohp_jax.solvers.proximal import coordinate_descent, fista, ista
-from lohp_jax.tasks import make_family, make_problem
-from lohp_jax.tasks.ackley import ackley
-from lohp_jax.tasks.classification import classification
-from lohp_jax.tasks.fine_tuning import fine_tuning, pretrain, transfer_pair
-from lohp_jax.tasks.fit_mlp import fit_mlp
-from lohp_jax.tasks.lane_keeping import lane_keeping
-from lohp_jax.tasks.lasso import duality_gap, lasso, lasso_patches
-from lohp_jax.tasks.ltc import Wiring, auto_ncp, init_ltc, ltc
-from lohp_jax.tasks.ltc_sine import ltc_sine
-from lohp_jax.tasks.oscillating import oscillating
-from lohp_jax.tasks.problem import read_problems
-from lohp_jax.tasks.rastrigin import rastrigin
-from lohp_jax.tasks.siren import siren
-from lohp_jax.training.config import RunConfig, resolve
+from lohp_jax.solvers.refine import refine
+from lohp_jax.tasks import make_family
 from lohp_jax.training.distributed import compile_update
-from lohp_jax.training.loop import train
-from lohp_jax.training.problem import (
-    Dataset,
-    Frame,
-    make_dataset,
-    make_frame,
-    make_objective,
-    make_policy,
-)
-from lohp_jax.training.step import TrainState, draw_batches, make_update, scan_updates
+from lohp_jax.training.engine import train
 from lohp_jax.trajectories.matching import match
 from lohp_jax.trajectories.prepare import prepare
 from lohp_jax.trajectories.rollout import over_tasks, rollout
 from lohp_jax.trajectories.store import open_store
 from lohp_jax.types import Generator, ProblemFamily, TaskFamily, Trajectory
 from lohp_jax.version import __version__
+from lohp_jax.workloads.classification import classification
+from lohp_jax.workloads.fine_tuning import fine_tuning, pretrain, transfer_pair
+from lohp_jax.workloads.lane_keeping import lane_keeping
+from lohp_jax.workloads.ltc_sine import ltc_sine
+from lohp_jax.workloads.oscillating import oscillating
+from lohp_jax.workloads.siren import siren
 
 __all__ = [
     # types

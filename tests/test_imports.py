@@ -36,12 +36,12 @@ ONLY_MODULES = {
 """Modules that import nothing else, the standard library apart."""
 
 HAIKU_MODULES = {
-    "lohp_jax.policy.encoder",
-    "lohp_jax.policy.unet",
-    "lohp_jax.policy.network",
-    "lohp_jax.diffusion.denoiser",
-    "lohp_jax.tasks.networks",
-    "lohp_jax.baselines.learned_solvers",
+    "lohp_jax.networks.encoders",
+    "lohp_jax.networks.trunks",
+    "lohp_jax.networks.policy",
+    "lohp_jax.networks.denoiser",
+    "lohp_jax.networks.classifiers",
+    "lohp_jax.learned_solvers.recurrent",
 }
 HEAVY = ("tensorflow_datasets", "matplotlib", "tyro", "sklearn", "safetensors", "orbax")
 

@@ -4,11 +4,11 @@ import dataclasses
 from typing import Literal
 
 from lohp_jax.checks import check_option
-from lohp_jax.diffusion.denoiser import DenoiserConfig
 from lohp_jax.diffusion.guidance import GuidanceConfig
 from lohp_jax.diffusion.oracle import OracleConfig
 from lohp_jax.diffusion.sampler import SAMPLERS
 from lohp_jax.diffusion.schedule import PREDICTIONS, Prediction, Schedule
+from lohp_jax.networks.denoiser import DenoiserConfig
 
 
 @dataclasses.dataclass(frozen=True)

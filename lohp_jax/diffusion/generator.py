@@ -10,8 +10,8 @@ import numpy as np
 
 from lohp_jax.diffusion import guidance as guiding
 from lohp_jax.diffusion.config import DiffusionConfig
-from lohp_jax.diffusion.denoiser import make_network
 from lohp_jax.diffusion.sampler import Denoiser, sample
+from lohp_jax.networks.denoiser import make_network
 from lohp_jax.types import Generator, ProblemFamily, PyTree
 
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from lohp_jax.diffusion import guidance as guiding
 from lohp_jax.diffusion.config import DiffusionConfig
-from lohp_jax.diffusion.denoiser import make_network
 from lohp_jax.diffusion.generator import frame_of, make_observer
 from lohp_jax.diffusion.oracle import Solved, draw_point
 from lohp_jax.diffusion.sampler import ddim_rule
 from lohp_jax.diffusion.schedule import alpha_sigma, from_x0, to_x0
+from lohp_jax.networks.denoiser import make_network
 from lohp_jax.types import ProblemFamily, PyTree
 
 REACH = 20.0

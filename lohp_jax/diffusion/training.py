@@ -10,7 +10,6 @@ import optax
 
 from lohp_jax.diffusion import guidance as guiding
 from lohp_jax.diffusion.config import DiffusionConfig
-from lohp_jax.diffusion.denoiser import make_network
 from lohp_jax.diffusion.fitting import (
     FitState,
     OnProgress,
@@ -29,6 +28,7 @@ from lohp_jax.diffusion.generator import (
 )
 from lohp_jax.diffusion.loss import REACH, make_loss
 from lohp_jax.diffusion.oracle import Solved, solved
+from lohp_jax.networks.denoiser import make_network
 from lohp_jax.types import Generator, ProblemFamily, PyTree
 
 RESIDUALS = 256  # problems on which the residual of a warm start is measured

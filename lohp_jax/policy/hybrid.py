@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lohp_jax.codec import Codec
+from lohp_jax.networks.policy import Heads, PolicyNetwork
 from lohp_jax.policy import balance, gaussian
-from lohp_jax.policy.network import Heads, PolicyNetwork
 from lohp_jax.types import PyTree
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lohp_jax.tasks.image_tasks import TaskTable
+from lohp_jax.tasks.images import TaskTable
 from lohp_jax.tasks.splits import HELD_OUT_FRACTION, Holdout, split_classes
 
 _MOST_COMBINATIONS = 100_000

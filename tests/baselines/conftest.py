@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lohp_jax.tasks.lasso import lasso
+from lohp_jax.problems.lasso import lasso
 from lohp_jax.types import ProblemFamily
 
 MATRIX = jnp.array([[0.8, -0.3, 0.1, 0.5], [0.6, 0.7, -0.6, 0.1], [0.1, 0.5, 0.8, -0.8]])

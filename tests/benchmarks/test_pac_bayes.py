@@ -171,7 +171,7 @@ def test_rows_are_of_the_instances_asked_for_and_fill_the_budget(training):
 
 
 def test_the_loss_is_zero_at_the_label_and_known_at_the_start(training):
-    from lohp_jax.tasks.lasso import lasso
+    from lohp_jax.problems.lasso import lasso
 
     family = training.known_family(lasso(2, 4, dictionary="fixed"))
     keys = jax.random.split(jax.random.key(0), 3)
@@ -186,7 +186,7 @@ def test_the_loss_is_zero_at_the_label_and_known_at_the_start(training):
 
 @pytest.mark.slow
 def test_the_prior_sees_no_instance_that_certifies(training):
-    from lohp_jax.tasks.rastrigin import rastrigin
+    from lohp_jax.problems.rastrigin import rastrigin
 
     family = rastrigin(1)
     keys = jax.random.split(jax.random.key(0), 32)

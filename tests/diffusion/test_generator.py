@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from lohp_jax.diffusion.config import DiffusionConfig
-from lohp_jax.diffusion.denoiser import DenoiserConfig, product_pairs
 from lohp_jax.diffusion.generator import diffusion_generator, problem_check, regression_config
 from lohp_jax.diffusion.training import initial_params
-from lohp_jax.tasks import make_problem
+from lohp_jax.networks.denoiser import DenoiserConfig, product_pairs
+from lohp_jax.problems import make_problem
 
 KEY = jax.random.key(0)
 DENSE, UNROLLED = (DiffusionConfig(network=DenoiserConfig(kind, 8, 2)) for kind in ("mlp", "lasso"))

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lohp_jax.diffusion.refine import refine
-from lohp_jax.solve_runs import preset, refiner_of
+from lohp_jax.problems import PROBLEMS, make_problem
+from lohp_jax.runs.solve import preset, refiner_of
+from lohp_jax.solvers.refine import refine
 from lohp_jax.solvers.trace import objective_of
-from lohp_jax.tasks import PROBLEMS, make_problem
 
 QUICK = ("lasso_5x10", "rastrigin_2")
 COUNT, STEPS = 1000, 5

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from lohp_jax.diffusion.config import DiffusionConfig
-from lohp_jax.diffusion.denoiser import DenoiserConfig
 from lohp_jax.diffusion.generator import make_denoiser, to_points
 from lohp_jax.diffusion.guidance import GuidanceConfig
 from lohp_jax.diffusion.loss import make_loss, task_loss
@@ -23,6 +22,7 @@ from lohp_jax.diffusion.training import (
     train_diffusion,
 )
 from lohp_jax.generation import generate
+from lohp_jax.networks.denoiser import DenoiserConfig
 from lohp_jax.types import Composite
 
 SMALL = DiffusionConfig(

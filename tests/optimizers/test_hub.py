@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lohp_jax.optimizers.hub import HubState, block_wise, hand_shares, hub, hub_diagnostics
-from lohp_jax.tasks.oscillating import oscillation
+from lohp_jax.workloads.oscillating import oscillation
 
 eager_and_jit = pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
 PARAMS = {

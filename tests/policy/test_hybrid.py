@@ -8,9 +8,9 @@ import pytest
 import scipy.stats
 
 from lohp_jax.codec import make_codec
+from lohp_jax.networks.policy import Heads, PolicyNetwork
 from lohp_jax.policy import balance, hybrid
 from lohp_jax.policy.hybrid import PRESETS, Example, HybridConfig, Policy
-from lohp_jax.policy.network import Heads, PolicyNetwork
 
 NUM_STEPS = 3
 CODEC = make_codec({"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}, channels=2)

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
+from lohp_jax.problems.lasso import lasso
+from lohp_jax.problems.rastrigin import rastrigin
 from lohp_jax.solvers.descent import descend, lbfgs, run_optax
-from lohp_jax.tasks.lasso import lasso
-from lohp_jax.tasks.rastrigin import rastrigin
 
 FAMILY = rastrigin(3)
 PROBLEM = FAMILY.sample(jax.random.key(1))

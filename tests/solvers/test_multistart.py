@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
+from lohp_jax.problems.rastrigin import rastrigin
 from lohp_jax.solvers.descent import run_optax
 from lohp_jax.solvers.multistart import gaussian_starts, multistart
 from lohp_jax.solvers.trace import Trace, best_iterate, usable_values
-from lohp_jax.tasks.rastrigin import rastrigin
 
 FAMILY = rastrigin(2)
 

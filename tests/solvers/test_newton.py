@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lohp_jax.problems.rastrigin import rastrigin
 from lohp_jax.solvers.newton import damped_newton
-from lohp_jax.tasks.rastrigin import rastrigin
 
 FAMILY = rastrigin(2)
 

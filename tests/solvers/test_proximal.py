@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Lasso
 
+from lohp_jax.problems.ackley import ackley
+from lohp_jax.problems.lasso import lasso
 from lohp_jax.solvers.proximal import coordinate_descent, fista, ista, soft_threshold
-from lohp_jax.tasks.ackley import ackley
-from lohp_jax.tasks.lasso import lasso
 
 ORACLES = pathlib.Path(__file__).parents[2].parent / "shared" / "oracles" / "l2o.npz"
 FAMILY = lasso(5, 10)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lohp_jax.tasks.networks import make_network
+from lohp_jax.networks.classifiers import make_network
 from lohp_jax.tasks.support import canonical_order, check_context, class_means, relabel
 from lohp_jax.types import TaskFamily
 

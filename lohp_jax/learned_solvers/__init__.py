@@ -1,0 +1,1 @@
+"""Learned rivals of classic solvers: LISTA, recurrent networks, regression."""

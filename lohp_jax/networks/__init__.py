@@ -1,0 +1,1 @@
+"""Haiku networks: classifiers, trunks, encoders, policy, denoiser; only here is Haiku imported."""

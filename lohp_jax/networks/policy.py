@@ -1,0 +1,197 @@
+"""The policy: encoder, trunk and Gaussian heads put together over the tokens of one codec."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from lohp_jax.codec import Codec
+from lohp_jax.networks.encoders import SetEncoder
+from lohp_jax.networks.trunks import MLPTrunk, UNet
+from lohp_jax.tasks.support import class_means
+from lohp_jax.types import PyTree
+
+TRUNKS = {"unet": UNet, "mlp": MLPTrunk}
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of the policy network."""
+
+    trunk: str = "unet"
+    """"unet", or "mlp" for a small number of weights."""
+    channels: int = 16
+    """Weights per token."""
+    widths: tuple[int, ...] = (32, 64)
+    """Channels of each resolution of the U-Net, or widths of the layers of the MLP."""
+    embedding: int = 128
+    """Size of the embedding of a label's support examples."""
+
+    def __post_init__(self):
+        if self.trunk not in TRUNKS:
+            nearest = difflib.get_close_matches(str(self.trunk), TRUNKS, 1, 0)[0]
+            raise ValueError(
+                f"trunk must be one of {sorted(TRUNKS)}, got {self.trunk!r}; did you mean {nearest!r}?"
+            )
+        if self.channels < 1 or self.embedding < 1:
+            raise ValueError(
+                f"channels and embedding must be at least 1, got {self.channels}, {self.embedding}."
+            )
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"widths must be positive and at least one, got {self.widths}.")
+
+
+class Heads(NamedTuple):
+    """What the network says at one state, all `[length, channels]`; zeros at initialisation.
+
+    Attributes:
+      drift: correction to the mean of the next state.
+      log_std: unbounded correction to the log standard deviation of the next state.
+      backward_drift: the same for the state before.
+      backward_log_std: the same for the state before.
+    """
+
+    drift: jax.Array
+    log_std: jax.Array
+    backward_drift: jax.Array
+    backward_log_std: jax.Array
+
+
+class PolicyNetwork(NamedTuple):
+    """Pure functions of one example; `vmap` adds the batch.
+
+    Attributes:
+      init: `(key, context) -> params`.
+      encode: `(params, context, keep) -> embedding`, a pytree; keep = 0 drops the context, 1 keeps it.
+      heads: `(params, embedding, optimizer, step, state [length, channels]) -> Heads`.
+      log_coefficient: `(params) -> [num_steps + 1]`, learned corrections to the log flow, last one 0.
+    """
+
+    init: Callable[[jax.Array, PyTree], hk.Params]
+    encode: Callable[..., PyTree]
+    heads: Callable[..., Heads]
+    log_coefficient: Callable[[hk.Params], jax.Array]
+
+
+def make_policy_network(
+    codec: Codec,
+    config: NetworkConfig,
+    start: jax.Array,
+    *,
+    num_steps: int,
+    num_optimizers: int,
+    step_features: Callable[[jax.Array], jax.Array] | None = None,
+) -> PolicyNetwork:
+    """Builds the network of a policy over the tokens of `codec`.
+
+    Args:
+      codec: fixes length, channels and the blocks of the labels.
+      config: sizes.
+      start: `[length, channels]` tokens of theta_0, scaled to about 1; by them the network tells the
+        labels of an untrained head apart.
+      num_steps: N; each step has an embedding of its own.
+      num_optimizers: how many kinds of trajectories there are to imitate.
+      step_features: `(step) -> [F]`, for steps that are no numbers below N, such as noise levels: an
+        affine map of these features is then the embedding.
+    """
+    channels = codec.mask.shape[1]
+    num_labels = max(1, codec.num_classes)
+    identity = to_rows(codec, start)[:, codec.shared_length :].reshape(num_labels, -1)
+    features = to_rows(codec, jnp.concatenate([jnp.asarray(codec.features), start], axis=-1))
+
+    def encode(context, keep):
+        encoder = SetEncoder(config.embedding, num_labels)
+        embedding = encoder(context["images"], context["labels"])
+        unknown = hk.get_parameter("unknown", (1, config.embedding), init=jnp.zeros)
+        unknown = jnp.broadcast_to(unknown, embedding.shape)
+        seen = where_read(codec, class_means(context, num_labels))
+        return keep * embedding + (1 - keep) * unknown, keep * seen
+
+    def embed_step(step):
+        if step_features is None:
+            return hk.Embed(num_steps, config.embedding, name="step")(step)
+        return hk.Linear(config.embedding, name="step")(step_features(step))
+
+    def heads(embedding, optimizer, step, state):
+        embedding, seen = embedding
+        style = hk.Embed(num_optimizers, config.embedding, name="optimizer")(optimizer)
+        time = embed_step(step)
+        situation = jnp.broadcast_to(style + time, (num_labels, config.embedding))
+        situation = jnp.concatenate([situation, identity], axis=-1)
+        gain, offset = jnp.split(hk.Linear(2 * config.embedding)(situation), 2, axis=-1)
+        condition = embedding * (1.0 + gain) + offset
+        condition += jax.nn.silu(hk.Linear(config.embedding, name="condition")(condition))
+        x = jnp.concatenate([to_rows(codec, state), features, seen], axis=-1)
+        trunk = TRUNKS[config.trunk](config.widths, 4 * channels, name="trunk")
+        out = from_rows(codec, trunk(x, condition))
+        return Heads(*jnp.split(out, 4, axis=-1))
+
+    def build():
+        def init(context):
+            embedding = encode(context, 1.0)
+            zero = jnp.zeros((), jnp.int32)
+            step = zero if step_features is None else jnp.zeros(())
+            return heads(embedding, zero, step, jnp.zeros((codec.length, channels)))
+
+        return init, (encode, heads)
+
+    transformed = hk.without_apply_rng(hk.multi_transform(build))
+    encode_fn, heads_fn = transformed.apply
+
+    def init(key, context):
+        params = transformed.init(key, context)
+        return {**params, "flow": {"log_coefficient": jnp.zeros(num_steps)}}
+
+    def log_coefficient(params):
+        return jnp.append(params["flow"]["log_coefficient"], 0.0)
+
+    return PolicyNetwork(init, encode_fn, heads_fn, log_coefficient)
+
+
+def where_read(codec: Codec, means: jax.Array) -> jax.Array:
+    """The mean support image of each label, written where the network's first layer reads it.
+
+    A gradient of the first layer is an outer product with the input, so a weight moves as the pixel it
+    multiplies: beside the weight stands how this pixel differs between this label and the others, in
+    units of its spread, and its mean. A dense layer is taken to read pixels if it has as many inputs as
+    an image has pixels; weights of others have zeros beside them.
+
+    Args:
+      codec: of the generated network.
+      means: `[labels, pixels]`.
+
+    Returns: `[labels, row, 2 * channels]`.
+    """
+    shapes = jax.eval_shape(codec.decode, jax.ShapeDtypeStruct(codec.mask.shape, means.dtype))
+    pixels = jnp.arange(1.0, means.shape[1] + 1)[:, None]  # 0 stands for none
+
+    def index(leaf):
+        reads = leaf.ndim == 2 and leaf.shape[0] == means.shape[1]
+        return jnp.broadcast_to(pixels, leaf.shape) if reads else jnp.zeros(leaf.shape)
+
+    read = to_rows(codec, codec.lay_out(jax.tree.map(index, shapes)))[0].astype(jnp.int32)
+    contrast = means - means.mean(axis=0, keepdims=True)
+    contrast = contrast / (jnp.std(contrast) + 1e-3)
+    values = [jnp.pad(x, ((0, 0), (1, 0)))[:, read] for x in (contrast, means)]
+    return jnp.concatenate(values, axis=-1)
+
+
+def to_rows(codec: Codec, tokens: jax.Array) -> jax.Array:
+    """`[length, C]` -> `[labels, shared + own, C]`: the network as each label sees it."""
+    if not codec.num_classes:
+        return tokens[None]
+    shared, own = tokens[: codec.shared_length], tokens[codec.shared_length :]
+    own = own.reshape(codec.num_classes, -1, tokens.shape[-1])
+    shared = jnp.broadcast_to(shared, (codec.num_classes, *shared.shape))
+    return jnp.concatenate([shared, own], axis=1)
+
+
+def from_rows(codec: Codec, rows: jax.Array) -> jax.Array:
+    """Inverse of `to_rows`; shared tokens become the mean over what the labels say of them."""
+    shared = rows[:, : codec.shared_length].mean(axis=0)
+    own = rows[:, codec.shared_length :].reshape(-1, rows.shape[-1])
+    return jnp.concatenate([shared, own])

@@ -1,0 +1,278 @@
+"""Settings of a run: frozen dataclasses, checked when made, saved with every result.
+
+The command line derives from them; `to_json` and `from_json` carry them to disk and back.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from lohp_jax.optimizers import make_optimizer
+from lohp_jax.policy.hybrid import HybridConfig
+from lohp_jax.networks.policy import NetworkConfig
+from lohp_jax.tasks import FAMILIES
+from lohp_jax.trajectories.matching import Matching
+
+
+def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+
+def _finite(name: str, value: float, *, zero: bool) -> None:
+    if not (0 <= value < math.inf) or (value == 0 and not zero):
+        wanted = "finite and not negative" if zero else "finite and positive"
+        raise ValueError(f"{name} must be {wanted}, got {value}.")
+
+
+def _nearest(name: str, options: Iterable[str]) -> str:
+    return difflib.get_close_matches(name, options, 1, 0)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class FamilyConfig:
+    """Which tasks, and who sees what of them."""
+
+    data: str = "digits"
+    """"digits", or "tfds:NAME" for an image set of TensorFlow Datasets on this machine."""
+    data_dir: str | None = None
+    """Where TensorFlow Datasets are; unset for its default."""
+    network: Literal["linear", "mlp", "conv"] | None = None
+    """The classifier; unset for the family's default."""
+    shots: int | None = None
+    """Support images per label; unset for the family's default."""
+    teacher_data: Literal["full", "support"] = "full"
+    """Images the teachers train on: all of the task's, or the support the generator sees."""
+    holdout: Literal["tasks", "classes"] = "tasks"
+    """What no training task shares with a held-out one: the combination of classes, or classes."""
+    batch_size: int | None = None
+    """Images per step of a teacher; unset for all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """Stage 1, the trajectories."""
+
+    num_tasks: int | None = None
+    """Training tasks; unset for the family's default."""
+    optimizers: tuple[str, ...] | None = None
+    """Teachers, as "adam" or with a learning rate "adam:0.01"; unset for the family's default."""
+    num_steps: int | None = None
+    """T, steps of every teacher; unset for the family's default."""
+    start: Literal["shared", "independent"] = "shared"
+    """One theta_0 for all runs, or a fresh one for each."""
+    start_noise: float = 0.01
+    """Standard deviation of the noise on a shared theta_0, in units of the weights."""
+
+    def __post_init__(self):
+        _at_least("num_tasks", self.num_tasks, 2)
+        _at_least("num_steps", self.num_steps, 1)
+        if self.optimizers is not None:
+            _at_least("the number of optimizers", len(self.optimizers), 1)
+            for name in self.optimizers:
+                make_optimizer(name)  # raises for one that does not exist
+        if self.start not in ("shared", "independent"):
+            raise ValueError(f"start must be 'shared' or 'independent', got {self.start!r}.")
+        _finite("start_noise", self.start_noise, zero=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Stage 2, shared by every learned method."""
+
+    compression: int | None = None
+    """k, optimizer steps that one generated step stands for; must divide num_steps. Unset for the
+    family's default."""
+    matching: Matching = "uniform"
+    """How the matched states are spread over a trajectory."""
+    updates: int | None = None
+    """Updates of the main method and of cloning; unset for the family's default."""
+    batch_size: int | None = None
+    """Trajectories per update, an even number; unset for the family's default."""
+    learning_rate: float = 3e-3
+    """Peak of the schedule: a linear warm-up, then a cosine down to a hundredth."""
+    clip_norm: float = 1.0
+    """Largest global norm of a gradient."""
+    anchor: float = 0.0
+    """Weight of the likelihood of stored transitions, added to the balance objective."""
+    consolidation: float = 1.0
+    """Weight of the task loss of generated weights in `lohp_consolidated`."""
+    log_every: int = 50
+    """Updates per compiled chunk, and per line of metrics."""
+    checkpoint_every: int = 200
+    """Updates between checkpoints, a multiple of log_every."""
+
+    def __post_init__(self):
+        for name in ("log_every", "checkpoint_every", "compression", "updates"):
+            _at_least(name, getattr(self, name), 1)
+        if self.batch_size is not None and (self.batch_size < 2 or self.batch_size % 2):
+            raise ValueError(f"batch_size must be even and at least 2, got {self.batch_size}.")
+        for name in ("learning_rate", "clip_norm"):
+            _finite(name, getattr(self, name), zero=False)
+        for name in ("anchor", "consolidation"):
+            _finite(name, getattr(self, name), zero=True)
+        if self.checkpoint_every % self.log_every:
+            raise ValueError(
+                f"checkpoint_every must be a multiple of log_every={self.log_every}, "
+                f"got {self.checkpoint_every}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """The held-out comparison."""
+
+    num_tasks: int = 256
+    """Held-out tasks, and networks per call in the batched latency."""
+
+    def __post_init__(self):
+        _at_least("num_tasks", self.num_tasks, 2)
+
+
+METHODS = (
+    "lohp",
+    "lohp_consolidated",
+    "cloning",
+    "hypernetwork",
+    "hypernetwork_regression",
+    "lo_di",
+    "lo_op",
+    "paper_literal",
+)
+"""The learned methods."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run, its seed included."""
+
+    family: str = "digits_5way"
+    """Name of the task family; `lohp tasks` lists them."""
+    seed: int = 0
+    """Seed of the split, of theta_0, of training and of evaluation."""
+    methods: tuple[str, ...] = (
+        "lohp",
+        "cloning",
+        "hypernetwork",
+        "hypernetwork_regression",
+        "paper_literal",
+    )
+    """Learned methods to train; those that need no training are always evaluated."""
+    tasks: FamilyConfig = FamilyConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    network: NetworkConfig = NetworkConfig()
+    balance: HybridConfig = HybridConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self):
+        _at_least("seed", self.seed, 0)
+        for method in self.methods:
+            if method not in METHODS:
+                raise ValueError(
+                    f"methods must be among {METHODS}, got {method!r}; "
+                    f"did you mean {_nearest(method, METHODS)!r}?"
+                )
+        if "lohp" not in self.methods or len(set(self.methods)) < len(self.methods):
+            raise ValueError(
+                f"methods must include 'lohp' and none of them twice, got {self.methods}."
+            )
+
+
+_DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
+    "digits_5way": {
+        "prepare": {
+            "optimizers": ("sgd:1", "adam:0.1", "sam:1"),
+            "num_steps": 20,
+            "num_tasks": 300,
+        },
+        "training": {"compression": 4, "updates": 600, "batch_size": 16},
+    },
+    "digits_partitions": {
+        "prepare": {"optimizers": ("adam:0.003",), "num_steps": 120, "num_tasks": 1000},
+        "training": {"compression": 60, "updates": 2000, "batch_size": 16},
+    },
+}
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Fills what a config left to the family's defaults, and checks what depends on several fields.
+
+    Raises: ValueError for an unknown family (with the nearest), or a compression that does not divide
+      the number of steps (with those that do).
+    """
+    if config.family not in FAMILIES:
+        raise ValueError(
+            f"family must be one of {sorted(FAMILIES)}, got {config.family!r}; "
+            f"did you mean {_nearest(config.family, FAMILIES)!r}?"
+        )
+    preset, filled = FAMILIES[config.family], {}
+    tasks = {"network": preset.network, "shots": preset.shots}
+    for group, values in (_DEFAULTS[config.family] | {"tasks": tasks}).items():
+        section = getattr(config, group)
+        unset = {name: value for name, value in values.items() if getattr(section, name) is None}
+        filled[group] = dataclasses.replace(section, **unset)
+    config = dataclasses.replace(config, **filled)
+    steps, k = config.prepare.num_steps, config.training.compression
+    if steps % k:
+        fitting = [d for d in range(1, steps + 1) if steps % d == 0]
+        raise ValueError(
+            f"training.compression must divide prepare.num_steps={steps}, got {k}; "
+            f"these do: {fitting}."
+        )
+    return config
+
+
+def to_json(config: RunConfig) -> dict[str, Any]:
+    """The config as nested dicts, lists, strings and numbers."""
+    return dataclasses.asdict(config)
+
+
+def from_json(values: dict[str, Any], kind: type = RunConfig, path: str = "config") -> Any:
+    """Builds a config from nested dicts, as `to_json` makes them.
+
+    Args:
+      values: of the fields; those left out take their defaults.
+      kind: the dataclass to build.
+      path: what messages call it.
+
+    Raises: ValueError for a field that does not exist (with the nearest one), or a value of the wrong
+      type or out of range.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a group of fields, got {values!r}.")
+    hints = typing.get_type_hints(kind)
+    arguments = {}
+    for name, value in values.items():
+        if name not in hints:
+            nearest = _nearest(name, hints)
+            raise ValueError(f"{path}: unknown field {name!r}; did you mean {nearest!r}?")
+        arguments[name] = _convert(value, hints[name], f"{path}.{name}")
+    return kind(**arguments)
+
+
+def _convert(value: Any, hint: Any, path: str) -> Any:
+    """`value` as `hint` has it: a dataclass, Literal, `tuple[X, ...]`, str, bool, int or float."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):  # of a type and None
+        if value is None:
+            return None
+        hint = next(h for h in typing.get_args(hint) if h is not types.NoneType)
+    if dataclasses.is_dataclass(hint):
+        return from_json(value, hint, path)
+    if typing.get_origin(hint) is Literal:
+        if value not in typing.get_args(hint):
+            raise ValueError(f"{path}: expected one of {typing.get_args(hint)}, got {value!r}.")
+        return value
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{path}: expected a list, got {value!r}.")
+        item = typing.get_args(hint)[0]
+        return tuple(_convert(v, item, f"{path}[{i}]") for i, v in enumerate(value))
+    accepted = (int, float) if hint is float else hint
+    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
+        raise ValueError(f"{path}: expected {hint.__name__}, got {value!r}.")
+    return hint(value)

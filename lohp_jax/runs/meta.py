@@ -1,0 +1,178 @@
+"""A meta-training run over one directory. Nothing here prints.
+
+config.json   metrics.jsonl   adam.json   checkpoints/meta/   theta.msgpack   results.json
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from lohp_jax.evaluation.learning import adam, adam_settings, best_of, make_trainer
+from lohp_jax.evaluation.records import SCHEMA
+from lohp_jax.optimizers.meta import MetaState
+from lohp_jax.optimizers.small import small_optimizer
+from lohp_jax.optimizers.theta import save_theta
+from lohp_jax.runs.lohp import environment, open_directory, read_config, read_json, write_json
+from lohp_jax.workloads.meta_tasks import meta_family
+from lohp_jax.training import checkpoint, metrics
+from lohp_jax.runs.meta_training import METHOD, SEGMENT, MetaConfig, meta_train, rate_of
+from lohp_jax.types import Progress
+
+PROBE = "probe"
+"""What lines of metrics of a comparison are called by."""
+
+
+class Standing(NamedTuple):
+    """Where meta-training stands.
+
+    Attributes:
+      progress: of the newest chunk.
+      learned: family -> score -> mean over the probe's tasks, of the newest probe; empty before it.
+      adam: the same of Adam, each score at its own best learning rate.
+    """
+
+    progress: Progress
+    learned: dict[str, dict[str, float]]
+    adam: dict[str, dict[str, float]]
+
+
+def open_meta_run(directory: str | os.PathLike, config: MetaConfig) -> None:
+    """Makes a run directory for `config`, or checks that the one that is there has the same.
+
+    Raises: ValueError for another config (with the first field that differs) or one that does not read.
+    """
+    open_directory(directory, config)
+
+
+def read_meta_config(directory: str | os.PathLike) -> MetaConfig:
+    """The config of a run that is there.
+
+    Raises: ValueError if it does not read.
+    """
+    return read_config(directory, MetaConfig)
+
+
+def meta_train_run(
+    directory: str | os.PathLike,
+    config: MetaConfig,
+    on_progress: Callable[[Standing], None] = lambda standing: None,
+    on_stage: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Meta-trains, resuming; compares with Adam on the way; writes theta.msgpack and results.json.
+
+    Args:
+      directory: that `open_meta_run` made.
+      config: the same.
+      on_progress: called after each chunk.
+      on_stage: called with what is being done before the first.
+
+    Returns: the results.
+
+    Raises: KeyboardInterrupt after saving, if interrupted; OSError if the disk is full.
+    """
+    directory = pathlib.Path(directory)
+    on_stage("tuning Adam")
+    baseline = _adam_scores(directory, config)
+    lines = directory / "metrics.jsonl"
+    metrics.drop_lines_after(lines, PROBE, trained_meta_updates(directory))
+    probe, learned = make_probe(config), _newest_probe(lines)
+
+    def probe_now(state: MetaState) -> None:
+        nonlocal learned
+        step = int(state.step)
+        learned = step, probe(state.meta)
+        metrics.append_line(lines, {"method": PROBE, "step": step} | _flat(learned[1]))
+
+    def after_chunk(state: MetaState, progress: Progress) -> None:
+        if progress.step % config.probe_every == 0:
+            probe_now(state)
+        on_progress(Standing(progress, learned[1], baseline))
+
+    on_stage("compiling")
+    state = meta_train(config, directory, on_chunk=after_chunk)
+    if learned[0] < config.updates:
+        on_stage("comparing")
+        probe_now(state)
+    save_theta(directory / "theta.msgpack", state.meta["theta"])
+    results = {
+        "schema": SCHEMA,
+        "config": dataclasses.asdict(config),
+        "environment": environment(),
+        "rate": rate_of(state),
+        "rows": [
+            {"method": method, "family": family, "split": "train", **scores}
+            for method, by_family in (("small", learned[1]), ("adam_best", baseline))
+            for family, scores in by_family.items()
+        ],
+        "curve": _thinned(metrics.read_lines(lines, METHOD)),
+        "probes": metrics.read_lines(lines, PROBE),
+    }
+    write_json(directory / "results.json", results)
+    return results
+
+
+def _thinned(lines: list[dict]) -> list[dict]:
+    """About a hundred lines, the last one among them."""
+    return lines[:: -max(1, len(lines) // 100)][::-1]
+
+
+def trained_meta_updates(directory: str | os.PathLike) -> int:
+    """Meta-updates in the newest checkpoint, 0 if there is none."""
+    return checkpoint.latest_step(pathlib.Path(directory) / "checkpoints" / METHOD) or 0
+
+
+def make_probe(config: MetaConfig) -> Callable[[Any], dict[str, dict[str, float]]]:
+    """Compiles `meta -> {family: {score: mean over the probe's tasks}}`."""
+    trainers = {
+        name: make_trainer(meta_family(name), small_optimizer, segment=SEGMENT)
+        for name in config.families
+    }
+
+    def probe(meta):
+        settings, keys = jax.tree.map(lambda leaf: leaf[None], meta), _probe_keys(config)
+        return {
+            name: best_of(trainer(settings, keys, config.probe_steps))
+            for name, trainer in trainers.items()
+        }
+
+    return probe
+
+
+def _adam_scores(directory: pathlib.Path, config: MetaConfig) -> dict[str, dict[str, float]]:
+    """Adam's best scores on the tasks of the probe, from disk if they are there."""
+    path = directory / "adam.json"
+    if not path.exists():
+        settings, keys = adam_settings(cosine=False), _probe_keys(config)
+        scores = {}
+        for name in config.families:
+            trainer = make_trainer(meta_family(name), adam, segment=SEGMENT)
+            scores[name] = best_of(trainer(settings, keys, config.probe_steps))
+        write_json(path, {"schema": SCHEMA, "scores": scores})
+    return read_json(path)["scores"]
+
+
+def _probe_keys(config: MetaConfig) -> jax.Array:
+    return jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), config.probe_tasks)
+
+
+def _flat(scores: dict[str, dict[str, float]]) -> dict[str, float]:
+    return {
+        f"{family}/{score}": value
+        for family, values in scores.items()
+        for score, value in values.items()
+    }
+
+
+def _newest_probe(lines: pathlib.Path) -> tuple[int, dict[str, dict[str, float]]]:
+    """Its step and scores; 0 and none before the first."""
+    found = metrics.read_lines(lines, PROBE)
+    scores: dict[str, dict[str, float]] = {}
+    for name, value in (found[-1] if found else {}).items():
+        family, slash, score = name.partition("/")
+        if slash:
+            scores.setdefault(family, {})[score] = value
+    return (found[-1]["step"] if found else 0), scores

@@ -1,0 +1,1 @@
+"""Single tasks that compare optimizers."""

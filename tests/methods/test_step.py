@@ -1,0 +1,291 @@
+"""One update is Adam on the plain mean loss, whatever strategy compiles it.
+
+Run as a script, this file trains the real network on eight CPU devices (`NPROC=16` before jax starts,
+or steps can deadlock) and writes what the tests compare.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lohp_jax.methods.setting import Dataset, Frame, family_of, make_objective, make_policy
+from lohp_jax.methods.step import (
+    Batch,
+    TrainState,
+    draw_batches,
+    make_optimizer,
+    make_update,
+    scan_updates,
+)
+from lohp_jax.networks.policy import NetworkConfig
+from lohp_jax.policy.hybrid import HybridConfig
+from lohp_jax.runs.config import PrepareConfig, RunConfig, TrainingConfig, resolve
+from lohp_jax.training.distributed import compile_update
+from lohp_jax.types import TaskFamily
+
+CONFIG = resolve(
+    RunConfig(
+        methods=("lohp",),
+        prepare=PrepareConfig(num_tasks=8, optimizers=("sgd:1", "adam:0.1"), num_steps=4),
+        network=NetworkConfig(trunk="mlp", widths=(8,), embedding=8),
+        training=TrainingConfig(compression=2, updates=20, batch_size=16),
+    )
+)
+NUM_STEPS, STRATEGIES = 20, ("jit", "mesh", "pmap")
+
+
+def noisy_context(data, key):
+    return {"x": data["x"] + 0.1 * jax.random.normal(key, (3,))}
+
+
+FAMILY = TaskFamily(None, None, None, None, noisy_context)
+
+
+def objective(params, example, key):
+    """A loss that depends on the context, the task, the stored tokens and the key."""
+    noise = 0.1 * jax.random.normal(key, (3,))
+    error = params["w"] * (example.context["x"] + noise) - example.tokens[-1, 0] - example.data["x"]
+    scale = 1.0 + example.optimizer
+    loss = scale * jnp.sum(error**2) + jnp.sum(params["b"] ** 2)
+    return loss, {"error": jnp.abs(error), "scale": scale}
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    rng = np.random.default_rng(0)
+    tokens, x = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((5, 2, 1, 3), (5, 3)))
+    return Dataset(tokens, jnp.arange(5) % 2, {"x": x})
+
+
+@pytest.fixture
+def state():
+    params = {"w": jnp.asarray([1.0, -2.0, 0.5]), "b": jnp.asarray([0.3])}
+    return TrainState(params, optax.sgd(1.0).init(params), jnp.int32(7))
+
+
+def batch_of(size, seed=0):
+    index_key, key = jax.random.split(jax.random.key(seed))
+    return Batch(jax.random.randint(index_key, (size,), 0, 5), jax.random.split(key, size))
+
+
+def plain_losses(params, batch, dataset):
+    """One example at a time, as the definition says."""
+    losses, infos = [], []
+    for index, key in zip(np.asarray(batch.index), batch.key, strict=True):
+        context_key, key = jax.random.split(key)
+        data = {"x": dataset.data["x"][index]}
+        context = noisy_context(data, context_key)
+        tokens, optimizer = dataset.tokens[index], dataset.optimizer[index]
+        noise = 0.1 * jax.random.normal(key, (3,))
+        error = params["w"] * (context["x"] + noise) - tokens[-1, 0] - data["x"]
+        losses.append((1 + optimizer) * jnp.sum(error**2) + jnp.sum(params["b"] ** 2))
+        infos.append(jnp.abs(error))
+    return jnp.stack(losses), jnp.stack(infos)
+
+
+@pytest.mark.parametrize("size", [2, 6])
+def test_update_follows_the_gradient_of_the_mean_loss(dataset, state, size):
+    update = jax.jit(make_update(FAMILY, objective, optax.sgd(1.0)))
+    batch = batch_of(size)
+    reached, metrics = update(state, batch, dataset)
+
+    def mean_loss(params):
+        losses, infos = plain_losses(params, batch, dataset)
+        return losses.mean(), infos.mean(axis=0)
+
+    (loss, error), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    expected = jax.tree.map(lambda p, g: p - g, state.params, grads)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), reached.params, expected)
+    norm = np.sqrt(sum(float((np.asarray(g) ** 2).sum()) for g in grads.values()))
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
+    np.testing.assert_allclose(metrics["error"], error, rtol=1e-5)
+    assert set(metrics) == {"loss", "gradient_norm", "gradient_snr", "error", "scale"}
+    assert reached.step == 8
+
+
+def half_gradient(state, batch, dataset, offset):
+    """Of every other example, as one vector."""
+    half = Batch(batch.index[offset::2], batch.key[offset::2])
+    grads = jax.grad(lambda params: plain_losses(params, half, dataset)[0].mean())(state.params)
+    return np.concatenate(jax.tree.leaves(grads))
+
+
+def test_gradient_snr_is_that_of_two_interleaved_half_batches(dataset, state):
+    batch = batch_of(6)
+    _, metrics = make_update(FAMILY, objective, optax.sgd(1.0))(state, batch, dataset)
+    first, second = (half_gradient(state, batch, dataset, i) for i in (0, 1))
+    signal, noise = np.sqrt(max(first @ second, 0)), np.linalg.norm(first - second) / 2
+    np.testing.assert_allclose(metrics["gradient_snr"], signal / noise, rtol=1e-4)
+
+
+def test_gradient_snr_of_opposed_halves_is_zero():
+    def opposed(params, example, key):
+        return params["w"] * (1.0 - 2.0 * example.optimizer), {}
+
+    dataset = Dataset(jnp.zeros((2, 1, 1, 1)), jnp.arange(2), {"x": jnp.zeros((2, 3))})
+    params = {"w": jnp.float32(1)}
+    state = TrainState(params, optax.sgd(1.0).init(params), jnp.int32(0))
+    batch = Batch(jnp.arange(4) % 2, jax.random.split(jax.random.key(0), 4))
+    _, metrics = make_update(FAMILY, opposed, optax.sgd(1.0))(state, batch, dataset)
+    assert metrics["gradient_snr"] == 0
+
+
+def test_update_refuses_an_odd_batch(dataset, state):
+    update = make_update(FAMILY, objective, optax.sgd(1.0))
+    with pytest.raises(ValueError, match=r"even number of examples on each device, got 3; choose"):
+        update(state, batch_of(3), dataset)
+
+
+def test_scan_is_a_loop_of_updates(dataset, state):
+    update = make_update(FAMILY, objective, optax.sgd(0.01))
+    batches = draw_batches(jax.random.key(1), dataset, 3, num_steps=4, batch_size=2)
+    reached, metrics = scan_updates(update)(state, batches, dataset)
+    losses = []
+    for step in range(4):
+        batch = jax.tree.map(lambda leaf, step=step: leaf[step], batches)
+        state, info = update(state, batch, dataset)
+        losses.append(info["loss"])
+    np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-6)
+    np.testing.assert_allclose(reached.params["w"], state.params["w"], rtol=1e-6)
+    assert reached.step == 11 and metrics["error"].shape == (4, 3)
+
+
+def test_a_batch_depends_on_its_step_alone(dataset):
+    draw = functools.partial(draw_batches, jax.random.key(2), dataset, batch_size=4)
+    draw = jax.jit(draw, static_argnames="num_steps")
+    together = draw(0, num_steps=6)
+    assert together.index.shape == together.key.shape == (6, 4)
+    apart = [draw(first, num_steps=num) for first, num in ((0, 1), (1, 3), (4, 2))]
+    for field in range(2):
+        pieces = jnp.concatenate([batch[field] for batch in apart])
+        assert jnp.array_equal(together[field], pieces)
+
+
+def test_batches_cover_the_data_set_with_fresh_keys(dataset):
+    batches = draw_batches(jax.random.key(3), dataset, 0, num_steps=40, batch_size=4)
+    assert set(np.asarray(batches.index).ravel()) == set(range(5))
+    keys = jax.random.key_data(batches.key).reshape(160, -1)
+    assert len(np.unique(np.asarray(keys), axis=0)) == 160
+
+
+def test_optimizer_warms_up_decays_and_clips():
+    params = {"w": jnp.zeros(1)}
+    optimizer = make_optimizer(learning_rate=0.5, clip_norm=1.0, updates=20)
+    state, sizes = optimizer.init(params), []
+    for _ in range(20):
+        step, state = optimizer.update({"w": jnp.full(1, 1e6)}, state, params)
+        sizes.append(-float(step["w"][0]))
+    assert sizes[0] == 0 and np.argmax(sizes) == 2  # a tenth of the updates
+    np.testing.assert_allclose([sizes[1], sizes[2]], [0.25, 0.5], rtol=1e-4)
+    assert np.all(np.diff(sizes[2:]) < 0) and 0.005 < sizes[-1] < 0.01
+    clipped = optax.tree.get(state, "mu")["w"]
+    assert abs(float(clipped[0])) <= 1.0
+
+
+def real_problem(config=CONFIG):
+    """The main method on digits; its trajectories are straight lines."""
+    family = family_of(config)
+    keys = jax.random.split(jax.random.key(0))
+    theta_0 = jax.jit(family.init)(keys[0])
+    frame = Frame(theta_0, jax.tree.map(lambda leaf: jnp.float32(1), theta_0), jnp.int32(0))
+    policy = make_policy(config, family, frame, "lohp")
+    ends = np.random.default_rng(0).normal(size=(8, *policy.codec.mask.shape))
+    ends = np.where(policy.codec.mask, ends, 0).astype(np.float32)
+    tokens = jnp.asarray(np.stack([0 * ends, 0.7 * ends, ends], axis=1))
+    data = jax.jit(jax.vmap(family.sample))(jax.random.split(keys[1], 8))
+    optimizer = make_optimizer(learning_rate=3e-3, clip_norm=1.0, updates=NUM_STEPS)
+    update = make_update(family, make_objective(config, family, policy, "lohp"), optimizer)
+
+    def init():
+        params = policy.network.init(keys[0], family.context(family.sample(keys[0]), keys[0]))
+        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    return init, update, Dataset(tokens, jnp.arange(8) % 2, data)
+
+
+def test_metrics_of_the_main_method():
+    init, update, dataset = real_problem()
+    state, batch = jax.eval_shape(init), batch_of(4)
+    reached, metrics = jax.eval_shape(update, state, batch, dataset)
+    scalars = {"loss", "gradient_norm", "gradient_snr", "off_policy", "on_policy"}
+    scalars |= {"progress", "cosine"}
+    vectors = {"residual_by_length": 2, "log_coefficient": 3, "log_std": 2, "backward_log_std": 2}
+    expected = dict.fromkeys(scalars, ()) | {name: (size,) for name, size in vectors.items()}
+    assert {name: value.shape for name, value in metrics.items()} == expected
+    chex.assert_trees_all_equal_shapes_and_dtypes(reached, state)
+
+
+@pytest.mark.slow
+def test_an_off_policy_objective_alone_trains():
+    """XLA on a CPU crashed on the axis of size 1 that a single path made (jaxlib 0.10)."""
+    network = NetworkConfig(trunk="unet", widths=(8, 16), embedding=8)
+    objective = HybridConfig(on_policy=0.0)
+    init, update, dataset = real_problem(
+        dataclasses.replace(CONFIG, network=network, balance=objective)
+    )
+    run = jax.jit(scan_updates(update))
+    batches = draw_batches(jax.random.key(3), dataset, 0, num_steps=10, batch_size=8)
+    _, metrics = run(jax.jit(init)(), batches, dataset)
+    assert metrics["loss"][-1] < metrics["loss"][0]
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def write_multi_device(directory):
+    """Twenty updates of the main method under each strategy."""
+    jax.config.update("jax_num_cpu_devices", 8)
+    init, update, dataset = real_problem()
+    start, arrays = jax.jit(init)(), {}
+    for strategy in STRATEGIES:
+        run = compile_update(scan_updates(update), strategy, batch_axis=1)
+        state, losses = start, []
+        for first in range(0, NUM_STEPS, 5):
+            batches = draw_batches(jax.random.key(3), dataset, first, num_steps=5, batch_size=16)
+            state, metrics = jax.block_until_ready(run(state, batches, dataset))
+            losses.append(metrics["loss"])
+        arrays[f"{strategy}/losses"] = np.concatenate(losses)
+        arrays[f"{strategy}/params"] = flat(state.params)
+        arrays[f"{strategy}/gradient"] = np.sqrt(flat(optax.tree.get(state.opt_state, "nu")))
+    np.savez(directory / "arrays.npz", **arrays)
+
+
+@pytest.fixture(scope="module")
+def eight_devices(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("eight_devices")
+    root = str(pathlib.Path(__file__).parents[2])
+    environment = os.environ | {"NPROC": "16", "JAX_PLATFORMS": "cpu", "PYTHONPATH": root}
+    environment.pop("XLA_FLAGS", None)
+    script = [sys.executable, __file__, str(directory)]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    with np.load(directory / "arrays.npz", allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["mesh", "pmap"])
+def test_eight_devices_equal_one_after_twenty_updates_of_lohp(eight_devices, strategy):
+    one = {name: eight_devices[f"jit/{name}"] for name in ("losses", "params", "gradient")}
+    np.testing.assert_allclose(eight_devices[f"{strategy}/losses"], one["losses"], rtol=1e-5)
+    assert len(one["losses"]) == NUM_STEPS and one["losses"][-1] < one["losses"][0]
+    felt = one["gradient"] > 3e-5  # Adam blows up the rounding of smaller ones, of a norm up to 1
+    assert felt.mean() > 0.3
+    parallel = eight_devices[f"{strategy}/params"]
+    np.testing.assert_allclose(parallel[felt], one["params"][felt], rtol=1e-5, atol=5e-6)
+
+
+if __name__ == "__main__":
+    write_multi_device(pathlib.Path(sys.argv[1]))
