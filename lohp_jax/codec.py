@@ -9,40 +9,13 @@ so that permuting the labels of a task permutes whole blocks of tokens.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lohp_jax.types import Params, PyTree
-
-
-class Codec(NamedTuple):
-    """A bijection between one structure of weights and tokens.
-
-    Attributes:
-      encode: `params -> [length, channels]`.
-      decode: `[length, channels] -> params`; padding is ignored.
-      length: number of tokens.
-      mask: `[length, channels]` bool, False where a number is padding.
-      features: `[length, F]` float32, what is known of each token: one-hot layer, one-hot kind
-        (scalar or vector, matrix, kernel of a convolution), log10 of the layer's fan-in and
-        fan-out, position in its leaf in [0, 1].
-      shared_length: number of leading tokens that belong to no label.
-      num_classes: number of blocks after them; 0 without class axes.
-      lay_out: `params -> [length, channels]` of the values themselves, whatever the scale is.
-    """
-
-    encode: Callable[[Params], jax.Array]
-    decode: Callable[[jax.Array], Params]
-    length: int
-    mask: np.ndarray
-    features: np.ndarray
-    shared_length: int
-    num_classes: int
-    lay_out: Callable[[Params], jax.Array]
+from lohp_jax.types import Codec, Params, PyTree
 
 
 class _Leaf(NamedTuple):

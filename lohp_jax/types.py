@@ -1,7 +1,8 @@
 """The types that the stages of the package hand to each other.
 
-A `TaskFamily` makes tasks, an optimizer turns a task into a `Trajectory`, a `Generator` turns what
-may be seen of a task (its context) into weights. Every array lacks a batch axis; `jax.vmap` adds it.
+A `TaskFamily` makes tasks, an optimizer turns a task into a `Trajectory`, a `Method` says how a
+generator is trained on trajectories, a `Generator` turns what may be seen of a task (its context)
+into weights. Every array lacks a batch axis; `jax.vmap` adds it.
 """
 
 import dataclasses
@@ -9,11 +10,45 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 
 PyTree = Any
 Params = PyTree
 """Weights of a network: a pytree of arrays."""
 Split = Literal["train", "held_out"]
+
+
+class Encoder(NamedTuple):
+    """A network that reads contexts.
+
+    Attributes:
+      init: `(key, context) -> params`.
+      apply: `(params, context) -> [rows, width]`: a row for each label, or one for the task.
+    """
+
+    init: Callable[[jax.Array, PyTree], PyTree]
+    apply: Callable[[PyTree, PyTree], jax.Array]
+
+
+class Support(NamedTuple):
+    """How the contexts of a family are read.
+
+    Attributes:
+      check: `(context) -> None`, raises ValueError for a context that cannot be read; not pure.
+      order: `(context) -> (context, rank)`, the same context with label c called `rank[c]`, an order
+        that depends on the examples alone; None where labels keep their names, or there are none.
+      encode: `(width) -> Encoder`.
+      describe: `(context) -> [rows, F]`, a summary without anything learned, the same for any order of
+        the examples; contexts of similar tasks have similar ones.
+      inputs: `(context) -> [rows, P]`, a summary with a number for each of the P inputs of the network
+        whose weights are generated, e.g. the mean of each pixel; None where there is none.
+    """
+
+    check: Callable[[PyTree], None]
+    order: Callable[[PyTree], tuple[PyTree, jax.Array]] | None
+    encode: Callable[[int], Encoder]
+    describe: Callable[[PyTree], jax.Array]
+    inputs: Callable[[PyTree], jax.Array] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,15 +60,18 @@ class TaskFamily:
       init: `(key) -> params`, the random start of an optimizer.
       loss: `(params, data, key) -> scalar`, what a teacher minimises (the inner loss).
       evaluate: `(params, data) -> {"accuracy" or "objective": scalar, "loss": scalar}` on the task's
-        own query examples, which no training ever sees.
+        own query examples, which no training ever sees. A higher accuracy is better, a lower objective.
+        "chance", if it is there, is the same score of a prediction that sees no input.
       context: `(data, key) -> pytree`, everything that a generator may see of the task.
-      name: the name in the registry.
+      name: what results and messages call it.
       num_classes: number of labels of one task; 0 where a task has no labels.
       class_axes: pytree like the params: the axis of a leaf that counts the labels, -1 for none;
         None where no leaf has such an axis. Permuting the labels of a task permutes these axes.
       context_loss: `(params, context) -> scalar`, the inner loss on the context alone.
       rename: `(data, order) -> data`, the same task with label c called `order[c]`; None where a task
         has no labels.
+      support: how contexts are read. None for the generic reading: in a dict with an entry "x", all
+        entries with the leading axis of "x" describe examples (a set), and everything else the task.
     """
 
     sample: Callable[..., PyTree]
@@ -46,6 +84,7 @@ class TaskFamily:
     class_axes: PyTree | None = None
     context_loss: Callable[[Params, PyTree], jax.Array] | None = None
     rename: Callable[[PyTree, jax.Array], PyTree] | None = None
+    support: Support | None = None
 
 
 class Composite(NamedTuple):
@@ -124,6 +163,106 @@ class Trajectory(NamedTuple):
     optimizer: Any
 
 
+class Codec(NamedTuple):
+    """A bijection between one structure of weights and tokens.
+
+    Attributes:
+      encode: `params -> [length, channels]`.
+      decode: `[length, channels] -> params`; padding is ignored.
+      length: number of tokens.
+      mask: `[length, channels]` bool, False where a number is padding.
+      features: `[length, F]` float32, what is known of each token: one-hot layer, one-hot kind
+        (scalar or vector, matrix, kernel of a convolution), log10 of the layer's fan-in and
+        fan-out, position in its leaf in [0, 1].
+      shared_length: number of leading tokens that belong to no label.
+      num_classes: number of blocks after them; 0 without class axes.
+      lay_out: `params -> [length, channels]` of the values themselves, whatever the scale is.
+    """
+
+    encode: Callable[[Params], jax.Array]
+    decode: Callable[[jax.Array], Params]
+    length: int
+    mask: np.ndarray
+    features: np.ndarray
+    shared_length: int
+    num_classes: int
+    lay_out: Callable[[Params], jax.Array]
+
+
+class Space(NamedTuple):
+    """What a method may know before it sees an example: where weights live, and what walks there.
+
+    Attributes:
+      family: the tasks.
+      codec: weights <-> tokens, standardised: theta_0 is the origin.
+      theta_0: the shared start of all trajectories.
+      num_steps: N, steps of a walk; a stored trajectory has N + 1 matched states.
+      num_teachers: how many kinds of trajectories there are.
+      teacher: the kind to imitate, from 0.
+    """
+
+    family: TaskFamily
+    codec: Codec
+    theta_0: Params
+    num_steps: int
+    num_teachers: int
+    teacher: int
+
+
+class Example(NamedTuple):
+    """One stored trajectory as the loss of a method sees it.
+
+    Attributes:
+      tokens: `[N + 1, length, channels]` the matched states, standardised.
+      teacher: int32 scalar, the kind of trajectory.
+      context: what a generator may see of the task, drawn anew for every update.
+      data: the task itself, for losses that need it.
+    """
+
+    tokens: jax.Array
+    teacher: jax.Array
+    context: PyTree
+    data: PyTree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Method:
+    """One way to train a generator: a few pure functions of one example.
+
+    A method that must know more than its example, such as the layout of the weights or the family,
+    gives `bind` in place of the three functions.
+
+    Attributes:
+      name: what checkpoints and results call it.
+      init: `(key, example) -> params`, any pytree of arrays.
+      loss: `(params, example, key) -> (scalar, info)`; info is a dict of arrays to be reported.
+      walk: `(params, context, key, *, temperature, num_steps, guidance) -> [S, length, channels]`,
+        the states of one walk; the last one is what is generated.
+      bind: `(space) -> Method` with the three functions.
+      starts_from: the method that is trained first and whose params this one goes on from.
+      share: updates, as a share of those asked for.
+      config: JSON values that say how it was made; saved in every checkpoint.
+    """
+
+    name: str
+    init: Callable[[jax.Array, Example], PyTree] | None = None
+    loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]] | None = None
+    walk: Callable[..., jax.Array] | None = None
+    bind: Callable[[Space], "Method"] | None = None
+    starts_from: "Method | None" = None
+    share: float = 1.0
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        missing = [f for f in ("init", "loss", "walk") if getattr(self, f) is None]
+        if self.bind is None and missing:
+            raise ValueError(
+                f"Method {self.name!r}: expected init, loss and walk, or bind, got no {missing[0]}."
+            )
+        if not self.share > 0:
+            raise ValueError(f"Method {self.name!r}: share must be positive, got {self.share}.")
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Generator:
@@ -139,6 +278,7 @@ class Generator:
       check: `(context) -> None`, raises ValueError for a context that `apply` cannot use.
       path: like `apply`, but returns the weights at every step with a leading axis; None for
         generators that take none.
+      gradients: gradient evaluations that it spends on a task.
     """
 
     apply: Callable[..., Params] = dataclasses.field(metadata={"static": True})
@@ -149,3 +289,4 @@ class Generator:
         default=None, metadata={"static": True}
     )
     path: Callable[..., Params] | None = dataclasses.field(default=None, metadata={"static": True})
+    gradients: int = dataclasses.field(default=0, metadata={"static": True})
