@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from lohp_jax.methods.setting import Frame, family_of, make_policy
+from lohp_jax.methods.training import initial_state
 from lohp_jax.methods.weight_diffusion import denoise_from_noise
 from lohp_jax.policy.hybrid import Policy, roll_out
 from lohp_jax.runs.config import RunConfig, from_json, resolve
 from lohp_jax.tasks.support import canonical_order, check_context, relabel
 from lohp_jax.training import checkpoint
-from lohp_jax.training.engine import initial_state
 from lohp_jax.types import Generator, Params, PyTree, TaskFamily
 
 
