@@ -11,9 +11,9 @@ import typing
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from lohp_jax.networks.policy import NetworkConfig
 from lohp_jax.optimizers import make_optimizer
 from lohp_jax.policy.hybrid import HybridConfig
-from lohp_jax.networks.policy import NetworkConfig
 from lohp_jax.tasks import FAMILIES
 from lohp_jax.trajectories.matching import Matching
 

@@ -27,10 +27,6 @@ from lohp_jax.evaluation.honesty import honesty
 from lohp_jax.evaluation.records import SCHEMA
 from lohp_jax.files import write_atomically
 from lohp_jax.generation import load
-from lohp_jax.training import checkpoint
-from lohp_jax.runs.config import METHODS, RunConfig, from_json, resolve, to_json
-from lohp_jax.training.distributed import Strategy
-from lohp_jax.methods.training import num_updates, train
 from lohp_jax.methods.setting import (
     Dataset,
     Frame,
@@ -39,6 +35,10 @@ from lohp_jax.methods.setting import (
     make_frame,
     make_policy,
 )
+from lohp_jax.methods.training import num_updates, train
+from lohp_jax.runs.config import METHODS, RunConfig, from_json, resolve, to_json
+from lohp_jax.training import checkpoint
+from lohp_jax.training.distributed import Strategy
 from lohp_jax.trajectories.prepare import prepare
 from lohp_jax.trajectories.store import Store, open_store
 from lohp_jax.types import Generator, Params, Progress, PyTree, TaskFamily, Trajectory
