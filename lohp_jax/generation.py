@@ -86,7 +86,7 @@ def make_generator(
       config: kept with the generator.
       name: of the family; "" for that of the space.
     """
-    method, family = bound(method, space), space.family
+    method, family = method.bound(space), space.family
 
     def path(params, context, key, *, temperature=0.0, num_steps=None, guidance=0.0):
         """Weights at every state of the walk."""
@@ -108,8 +108,3 @@ def make_generator(
         check=support_of(family).check,
         path=path,
     )
-
-
-def bound(method: Method, space: Space) -> Method:
-    """The method with its three functions, in a space."""
-    return method if method.bind is None else method.bind(space)
