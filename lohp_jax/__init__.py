@@ -32,7 +32,8 @@ from lohp_jax.methods.setting import (
     make_objective,
     make_policy,
 )
-from lohp_jax.methods.step import TrainState, draw_batches, make_update, scan_updates
+from lohp_jax.methods.step import TrainState, draw_batches, make_update
+from lohp_jax.methods.training import train
 from lohp_jax.networks.denoiser import DenoiserConfig
 from lohp_jax.networks.ltc import Wiring, auto_ncp, init_ltc, ltc
 from lohp_jax.networks.policy import NetworkConfig, make_policy_network
@@ -66,7 +67,6 @@ from lohp_jax.solvers.proximal import coordinate_descent, fista, ista
 from lohp_jax.solvers.refine import refine
 from lohp_jax.tasks import make_family
 from lohp_jax.training.distributed import compile_update
-from lohp_jax.training.engine import train
 from lohp_jax.trajectories.matching import match
 from lohp_jax.trajectories.prepare import prepare
 from lohp_jax.trajectories.rollout import over_tasks, rollout
@@ -199,7 +199,6 @@ __all__ = [
     "TrainState",
     "make_update",
     "draw_batches",
-    "scan_updates",
     "compile_update",
     "train",
     # generation

@@ -27,6 +27,7 @@ from lohp_jax.evaluation.scores import accuracies, draw_tasks
 from lohp_jax.generation import generate as generate_weights
 from lohp_jax.generation import load
 from lohp_jax.methods.setting import family_of
+from lohp_jax.methods.training import num_updates
 from lohp_jax.problems import make_problem
 from lohp_jax.problems.family import read_problems
 from lohp_jax.runs import lohp as runs
@@ -36,7 +37,7 @@ from lohp_jax.runs.config import METHODS, RunConfig, resolve
 from lohp_jax.runs.meta_training import MetaConfig
 from lohp_jax.tasks import FAMILIES
 from lohp_jax.training.distributed import Strategy
-from lohp_jax.training.engine import DivergedError, num_updates
+from lohp_jax.training.engine import DivergedError
 from lohp_jax.trajectories.store import Store
 from lohp_jax.types import Progress
 

@@ -103,17 +103,6 @@ def example_at(
     return Example(dataset.tokens[index], dataset.teacher[index], family.context(data, key), data)
 
 
-def scan_updates(update: Callable) -> Callable:
-    """Runs `update` over batches with a leading axis of steps; metrics keep that axis."""
-
-    def run(state, batches, dataset, axis_name=None):
-        return jax.lax.scan(
-            lambda state, batch: update(state, batch, dataset, axis_name=axis_name), state, batches
-        )
-
-    return run
-
-
 def draw_batches(
     key: jax.Array, dataset: Dataset, first_step: jax.Array, *, num_steps: int, batch_size: int
 ) -> Batch:

@@ -30,7 +30,7 @@ from lohp_jax.generation import load
 from lohp_jax.training import checkpoint
 from lohp_jax.runs.config import METHODS, RunConfig, from_json, resolve, to_json
 from lohp_jax.training.distributed import Strategy
-from lohp_jax.training.engine import num_updates, train
+from lohp_jax.methods.training import num_updates, train
 from lohp_jax.methods.setting import (
     Dataset,
     Frame,

@@ -25,12 +25,12 @@ from lohp_jax.methods.step import (
     draw_batches,
     make_optimizer,
     make_update,
-    scan_updates,
 )
 from lohp_jax.networks.policy import NetworkConfig
 from lohp_jax.policy.hybrid import HybridConfig
 from lohp_jax.runs.config import PrepareConfig, RunConfig, TrainingConfig, resolve
 from lohp_jax.training.distributed import compile_update
+from lohp_jax.training.engine import scan_updates
 from lohp_jax.types import TaskFamily
 
 CONFIG = resolve(
