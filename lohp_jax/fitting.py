@@ -68,7 +68,11 @@ class FitConfig:
     batch_size: int = 16
     """Trajectories per update, an even number."""
     learning_rate: float = 3e-3
-    """Peak of the schedule of Adam."""
+    """Peak of the schedule: a linear warm-up, then a cosine down to a hundredth."""
+    clip_norm: float = 1.0
+    """Largest global norm of a gradient."""
+    log_every: int = 50
+    """Updates per compiled chunk, and per line of metrics."""
     matching: Matching = "uniform"
     """How matched states are spread over a trajectory."""
     start_noise: float = 0.01
@@ -87,7 +91,9 @@ class FitConfig:
 
     def updating(self) -> UpdateConfig:
         """What concerns the updates."""
-        return UpdateConfig(self.updates, self.batch_size, self.learning_rate)
+        return UpdateConfig(
+            self.updates, self.batch_size, self.learning_rate, self.clip_norm, self.log_every
+        )
 
 
 def fit(

@@ -85,37 +85,55 @@ def train_method(
             saving=saving,
             on_progress=on_progress,
         )
+    training = make_training(method, space, dataset, config, key, params)
+    saving = saving and _describing(saving, method)
+    return engine.train(training, strategy=strategy, saving=saving, on_progress=on_progress).params
+
+
+def make_training(
+    method: Method,
+    space: Space,
+    dataset: Dataset,
+    config: UpdateConfig,
+    key: jax.Array,
+    params: PyTree | None = None,
+) -> engine.Training:
+    """What the engine runs for a method, as pure functions; arguments as of `train_method`.
+
+    Args:
+      method: to be trained.
+      space: of `make_space`.
+      dataset: of `make_dataset`.
+      config: settings.
+      key: randomness of initialisation and training.
+      params: to start from; None for those of `Method.init`.
+    """
     init_key, batch_key = jax.random.split(key)
-    updates = num_updates(method, config.updates)
-    bound = method.bound(space)
+    method, updates = method.bound(space), num_updates(method, config.updates)
     optimizer = make_optimizer(
         learning_rate=config.learning_rate, clip_norm=config.clip_norm, updates=updates
     )
+
+    def start(key, params, dataset):
+        if params is None:
+            params = method.init(key, example_at(space.family, dataset, 0, key))
+        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def draw(first_step, count):
         sizes = {"num_steps": count, "batch_size": config.batch_size}
         return _draw(batch_key, dataset, first_step, **sizes)
 
-    def start(key, params, dataset):
-        if params is None:
-            params = bound.init(key, example_at(space.family, dataset, 0, key))
-        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-
-    state = engine.train(
+    return engine.Training(
         method.name,
-        make_update(space.family, bound.loss, optimizer),
         start,
+        make_update(space.family, method.loss, optimizer),
         draw,
-        updates=updates,
+        updates,
         start_from=(init_key, params, dataset),
         replicated=(dataset,),
-        strategy=strategy,
         log_every=config.log_every,
-        saving=saving and _describing(saving, method),
         advice=_ADVICE,
-        on_progress=on_progress,
     )
-    return state.params
 
 
 def num_updates(method: Method, updates: int) -> int:

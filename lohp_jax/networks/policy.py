@@ -21,8 +21,6 @@ class NetworkConfig:
 
     trunk: str = "unet"
     """"unet", or "mlp" for a small number of weights."""
-    channels: int = 16
-    """Weights per token."""
     widths: tuple[int, ...] = (32, 64)
     """Channels of each resolution of the U-Net, or widths of the layers of the MLP."""
     embedding: int = 128
@@ -30,10 +28,8 @@ class NetworkConfig:
 
     def __post_init__(self):
         check_option("NetworkConfig", "trunk", self.trunk, TRUNKS)
-        if self.channels < 1 or self.embedding < 1:
-            raise ValueError(
-                f"channels and embedding must be at least 1, got {self.channels}, {self.embedding}."
-            )
+        if self.embedding < 1:
+            raise ValueError(f"embedding must be at least 1, got {self.embedding}.")
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"widths must be positive and at least one, got {self.widths}.")
 
