@@ -13,7 +13,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -509,9 +509,9 @@ def _standings(learned: dict[str, Any], adam: dict[str, Any]) -> rich.table.Tabl
     table.add_column("family", no_wrap=True)
     for score in ("mean loss", "final loss", "query loss", "accuracy"):
         table.add_column(score, justify="right", no_wrap=True)
-    for family, scores in learned.items():
+    for family, reached in learned.items():
         pairs = [
-            f"{scores[name]:{digits}} / {adam[family][name]:{digits}}"
+            f"{reached[name]:{digits}} / {adam[family][name]:{digits}}"
             for name, digits in (
                 *(("mean_loss", ".2g"), ("final_loss", ".2g"), ("query_loss", ".2g")),
                 ("accuracy", ".3f"),
