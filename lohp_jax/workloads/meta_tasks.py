@@ -15,9 +15,9 @@ import jax.numpy as jnp
 
 from lohp_jax.checks import check_option
 from lohp_jax.tasks import make_family
+from lohp_jax.tasks.splits import check_split
 from lohp_jax.types import Params, TaskFamily
 from lohp_jax.workloads.classification import cross_entropy
-from lohp_jax.workloads.single import check_split
 
 _PIXELS = 64
 _BATCH = 64
