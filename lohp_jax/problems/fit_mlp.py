@@ -1,6 +1,6 @@
 """Fitting a small classifier as an optimization problem: x holds all of its weights."""
 
-import itertools
+import functools
 import math
 
 import jax
@@ -11,9 +11,10 @@ import optax
 
 from lohp_jax.data.digits import digits
 from lohp_jax.data.images import ImageSet
+from lohp_jax.networks.mlp import apply_mlp, init_mlp
 from lohp_jax.problems.family import Problem, check_problem, check_sizes, problem_family
 from lohp_jax.solvers.descent import lbfgs
-from lohp_jax.types import Params, ProblemFamily
+from lohp_jax.types import ProblemFamily
 
 _LABEL_STEPS = 100  # of L-BFGS
 _MOVED = 0.5  # typical distance of a weight from its start, measured at 64-20-10
@@ -55,7 +56,8 @@ def fit_mlp(
     if not 0 <= penalty < math.inf:
         raise ValueError(f"fit_mlp: penalty must be finite and not negative, got {penalty}.")
     sizes = (train.shape[1], hidden, num_classes)
-    x0 = init_mlp(jax.random.key(seed), sizes)
+    draw = functools.partial(init_mlp, sizes=sizes, w_init=jax.nn.initializers.glorot_uniform())
+    x0, unpack = jax.flatten_util.ravel_pytree(draw(jax.random.key(seed)))
     pixel_mean, pixel_width = float(train.mean()), float(train.std())
 
     def sample(key, split):
@@ -66,7 +68,7 @@ def fit_mlp(
         return {"images": pool[index], "labels": names[index // (len(pool) // num_classes)]}
 
     def objective(x, problem):
-        logits = apply_mlp(x, problem["images"], sizes)
+        logits = apply_mlp(unpack(x), problem["images"], jax.nn.sigmoid)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, problem["labels"])
         return jnp.mean(losses) + 0.5 * penalty * jnp.sum(x**2)
 
@@ -81,41 +83,13 @@ def fit_mlp(
         sample=sample,
         objective=objective,
         start=lambda problem: x0,
-        init=lambda key: init_mlp(key, sizes),
+        init=lambda key: jax.flatten_util.ravel_pytree(draw(key))[0],
         solve=lambda problem, key: lbfgs(family, problem, x0, _LABEL_STEPS).x,
         frame=lambda problem: (x0, jnp.full_like(x0, _MOVED)),
         features=features,
         check=lambda problem: check_images(problem, *sizes[::2]),
     )
     return family
-
-
-def init_mlp(key: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
-    """Weights after Glorot and Bengio (2010), U(-√(6/(n + m)), √(6/(n + m))), and biases of 0.
-
-    Returns: `[n]`, layer by layer, biases before weights.
-    """
-    glorot = jax.nn.initializers.glorot_uniform()
-    keys = jax.random.split(key, len(sizes) - 1)
-    layers = [
-        {"b": jnp.zeros(m), "w": glorot(layer_key, (n, m))}
-        for layer_key, (n, m) in zip(keys, itertools.pairwise(sizes), strict=True)
-    ]
-    return jax.flatten_util.ravel_pytree(layers)[0]
-
-
-def unpack_mlp(x: jax.Array, sizes: tuple[int, ...]) -> Params:
-    """The layers `[{"b": [m], "w": [n, m]}, ...]` whose weights are laid end to end in x."""
-    shapes = [{"b": jnp.zeros(m), "w": jnp.zeros((n, m))} for n, m in itertools.pairwise(sizes)]
-    return jax.flatten_util.ravel_pytree(shapes)[1](x)
-
-
-def apply_mlp(x: jax.Array, images: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
-    """`[N, pixels]` -> `[N, labels]` logits; sigmoids between the layers."""
-    *below, last = unpack_mlp(x, sizes)
-    for layer in below:
-        images = jax.nn.sigmoid(images @ layer["w"] + layer["b"][None, :])
-    return images @ last["w"] + last["b"][None, :]
 
 
 def check_images(problem: Problem, pixels: int, num_classes: int) -> None:
