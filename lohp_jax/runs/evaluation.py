@@ -204,9 +204,7 @@ def _baseline_names(stage: Stage) -> list[str]:
     return [*adam, _NEAREST, _RIDGE]
 
 
-def _baselines(
-    stage: Stage, announce: Announce
-) -> tuple[dict[str, Generator], dict[str, Any]]:
+def _baselines(stage: Stage, announce: Announce) -> tuple[dict[str, Generator], dict[str, Any]]:
     """Generators that need no training over tasks, and the setting that was tuned for Adam."""
     generators, tuned = {}, {}
     space = stage.gathered.space
@@ -236,7 +234,9 @@ def _supports(stage: Stage) -> tuple[PyTree, jax.Array]:
 
 def _imitated(stage: Stage) -> np.ndarray:
     """Rows of the trajectories of the imitated teacher."""
-    return np.flatnonzero(np.asarray(stage.gathered.dataset.teacher) == stage.gathered.space.teacher)
+    return np.flatnonzero(
+        np.asarray(stage.gathered.dataset.teacher) == stage.gathered.space.teacher
+    )
 
 
 def _ends(trajectory: Trajectory) -> Params:

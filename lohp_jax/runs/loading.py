@@ -1,6 +1,5 @@
 """Trained generators from disk."""
 
-import inspect
 import os
 import pathlib
 import typing
@@ -9,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lohp_jax.checks import check_option
 from lohp_jax.generation import make_generator
 from lohp_jax.methods import METHODS
 from lohp_jax.methods.training import state_shapes

@@ -101,7 +101,7 @@ def test_a_file_imports_what_lies_beside_it_and_defines_dataclasses(folder):
     ],
 )
 def test_what_is_wrong_is_said(where, message):
-    with pytest.raises(ValueError, match=f"find_family: .*{message}"):
+    with pytest.raises(ValueError, match=f"find: .*{message}"):
         find_family(where)
 
 
@@ -118,9 +118,7 @@ def test_what_is_wrong_is_said(where, message):
 def test_an_import_that_fails_names_the_error_and_its_line(folder, text, message):
     write(folder / "found_package" / "bad.py", text)
     for where in ("found_package/bad.py:family", "found_package.bad:family"):
-        with pytest.raises(
-            ValueError, match=f"find_family: importing .* failed, .*{message}"
-        ) as caught:
+        with pytest.raises(ValueError, match=f"find: importing .* failed, .*{message}") as caught:
             find_family(where)
         assert caught.value.__cause__ is not None
     assert "_family_in_bad" not in sys.modules

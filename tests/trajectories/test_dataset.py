@@ -7,9 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from lohp_jax.diffusion.schedule import level_features
-from lohp_jax.methods import setting as problem
 from lohp_jax.methods.setting import (
     family_of,
     make_dataset,
@@ -17,6 +14,9 @@ from lohp_jax.methods.setting import (
     make_objective,
     make_policy,
 )
+
+from lohp_jax.diffusion.schedule import level_features
+from lohp_jax.methods import setting as problem
 from lohp_jax.networks.policy import NetworkConfig
 from lohp_jax.policy.hybrid import PRESETS, Example
 from lohp_jax.runs.config import (
