@@ -203,7 +203,7 @@ def _set_log_scale(axes: Any, name: str, values: np.ndarray, spread: np.ndarray)
     margin = 10 ** (0.05 * decades + 0.02)
     left, right = low / margin, high * margin
     subs = (1.0, 2.0, 5.0) if decades < 2 else (1.0,)
-    locator = MaxNLocator(5) if decades < 0.7 else LogLocator(subs=subs, numticks=8)
+    locator = MaxNLocator(5) if decades < 0.7 else LogLocator(subs=subs, numticks=6)
     ticks = [tick for tick in locator.tick_values(left, right) if left < tick < right]
     axes.set(**{f"{name}scale": "log", f"{name}lim": (left, right)})
     axis = getattr(axes, f"{name}axis")
@@ -289,6 +289,7 @@ def _plot_score_by_step(
     if not curves:
         return Plot(title, None, "", _absent("scores by step"))
     figure, axes = make_axes()
+    bounds = (0, 1) if measure is ACCURACY else (-np.inf, np.inf)
     ends, drawn = [], []
     for method, curve in curves.items():
         at = f"{where}[{method!r}]"
@@ -296,7 +297,8 @@ def _plot_score_by_step(
         mean, std = (array(curve, name, at, step.shape) for name in ("mean", "std"))
         marker = None if method in teachers(standings) else "o"
         axes.plot(step, mean, color=colors[method], marker=marker, markersize=4, label=method)
-        axes.fill_between(step, mean - std, mean + std, color=colors[method], alpha=0.15, lw=0)
+        band = np.clip([mean - std, mean + std], *bounds)
+        axes.fill_between(step, *band, color=colors[method], alpha=0.15, lw=0)
         ends += [f"{method} ends at {value_text(mean[-1], measure)}"] if len(mean) else []
         drawn.append((mean, std))
     label = f"{measure.name} on unseen tasks"

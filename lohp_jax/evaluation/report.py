@@ -279,8 +279,8 @@ tbody th { font-weight: normal; }
 dl { font-size: .9rem; color: #444; }
 dt { font-weight: 600; }
 dd { margin: 0 0 .4rem; }
-.pass { color: #0b6b3a; font-weight: 600; }
-.fail { color: #a31515; font-weight: 600; }
+.pass { color: #0b6b3a; font-weight: 600; white-space: nowrap; }
+.fail { color: #a31515; font-weight: 600; white-space: nowrap; }
 .unknown, .absent, figcaption { color: #555; font-size: .9rem; }
 .plots { display: grid; gap: 1.5rem 2rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); }
