@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from lohp_jax.baselines import adaptation
 from lohp_jax.generation import generate
-from lohp_jax.optimizers import make_optimizer
 from lohp_jax.tasks.support import name_canonically
 from lohp_jax.trajectories.rollout import over_tasks, rollout
 from lohp_jax.types import Generator, Params, PyTree, TaskFamily
@@ -82,12 +82,13 @@ def _evaluator(family: TaskFamily) -> Callable[[Params, PyTree], jax.Array]:
     return jax.jit(jax.vmap(lambda p, d: family.evaluate(p, d)["accuracy"]))
 
 
-def teacher(family: TaskFamily, optimizer: str, theta_0: Params, num_steps: int) -> Producer:
+def teacher(
+    family: TaskFamily, optimizer: optax.GradientTransformation, theta_0: Params, num_steps: int
+) -> Producer:
     """An optimizer started at theta_0; sees the task itself and makes the whole trajectory."""
-    transformation = make_optimizer(optimizer)
 
     def produce(data, key):
-        return rollout(family, transformation, data, theta_0, key, num_steps=num_steps)
+        return rollout(family, optimizer, data, theta_0, key, num_steps=num_steps)
 
     return make_producer(produce, over_tasks)
 

@@ -82,11 +82,11 @@ def make_frame(store: Store, theta_0: Params) -> Frame:
         lambda shard: {
             "end": jax.tree.map(lambda leaf: leaf[:, -1], shard["states"]),
             "loss": shard["losses"][:, -1],
-            "optimizer": shard["optimizer"],
+            "teacher": shard["teacher"],
         }
     )
-    kinds = np.unique(ends["optimizer"])
-    final = [ends["loss"][ends["optimizer"] == kind].mean() for kind in kinds]
+    kinds = np.unique(ends["teacher"])
+    final = [ends["loss"][ends["teacher"] == kind].mean() for kind in kinds]
     best = jnp.asarray(kinds[int(np.argmin(final))], jnp.int32)
     return Frame(theta_0, standard_scale(ends["end"], theta_0), best)
 
@@ -144,7 +144,7 @@ def make_dataset(config: RunConfig, store: Store, policy: Policy) -> Dataset:
     loaded = store.load(select)
     tokens = jax.jit(jax.vmap(jax.vmap(policy.codec.encode)))(loaded["states"])
     return Dataset(
-        tokens, jnp.asarray(loaded["optimizer"]), jax.tree.map(jnp.asarray, loaded["data"])
+        tokens, jnp.asarray(loaded["teacher"]), jax.tree.map(jnp.asarray, loaded["data"])
     )
 
 

@@ -11,9 +11,9 @@ import typing
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from lohp_jax.networks.policy import NetworkConfig
 from lohp_jax.optimizers import make_optimizer
 from lohp_jax.policy.hybrid import HybridConfig
-from lohp_jax.networks.policy import NetworkConfig
 from lohp_jax.tasks import FAMILIES
 from lohp_jax.trajectories.matching import Matching
 
@@ -74,7 +74,7 @@ class PrepareConfig:
         if self.optimizers is not None:
             _at_least("the number of optimizers", len(self.optimizers), 1)
             for name in self.optimizers:
-                make_optimizer(name)  # raises for one that does not exist
+                make_optimizer(name, self.num_steps or 1)  # raises for one that does not exist
         if self.start not in ("shared", "independent"):
             raise ValueError(f"start must be 'shared' or 'independent', got {self.start!r}.")
         _finite("start_noise", self.start_noise, zero=True)

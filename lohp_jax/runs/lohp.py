@@ -27,10 +27,6 @@ from lohp_jax.evaluation.honesty import honesty
 from lohp_jax.evaluation.records import SCHEMA
 from lohp_jax.files import write_atomically
 from lohp_jax.generation import load
-from lohp_jax.training import checkpoint
-from lohp_jax.runs.config import METHODS, RunConfig, from_json, resolve, to_json
-from lohp_jax.training.distributed import Strategy
-from lohp_jax.training.engine import num_updates, train
 from lohp_jax.methods.setting import (
     Dataset,
     Frame,
@@ -39,8 +35,13 @@ from lohp_jax.methods.setting import (
     make_frame,
     make_policy,
 )
-from lohp_jax.trajectories.prepare import prepare
+from lohp_jax.runs.config import METHODS, RunConfig, from_json, resolve, to_json
+from lohp_jax.training import checkpoint
+from lohp_jax.training.distributed import Strategy
+from lohp_jax.training.engine import num_updates, train
+from lohp_jax.trajectories.prepare import prepare, template
 from lohp_jax.trajectories.store import Store, open_store
+from lohp_jax.trajectories.teachers import Teacher, make_teachers
 from lohp_jax.types import Generator, Params, Progress, PyTree, TaskFamily, Trajectory
 
 _TUNING_TASKS = 64
@@ -96,15 +97,15 @@ def prepare_run(
     }
     return prepare(
         family,
-        pathlib.Path(directory) / "trajectories",
-        described,
+        settings.optimizers,
         theta_0=start_of(config, family),
-        optimizers=settings.optimizers,
         num_tasks=settings.num_tasks,
         num_steps=settings.num_steps,
         start=settings.start,
         start_noise=settings.start_noise,
         key=_key(config, "prepare"),
+        directory=pathlib.Path(directory) / "trajectories",
+        config=described,
         on_progress=on_progress,
     )
 
@@ -211,13 +212,14 @@ def write_weights(path: str | os.PathLike, weights: Params) -> None:
     write_atomically(path, safetensors.numpy.save(tensors))
 
 
+def teachers_of(config: RunConfig, theta_0: Params | None = None) -> tuple[Teacher, ...]:
+    """The teachers of a run."""
+    return make_teachers(config.prepare.optimizers, config.prepare.num_steps, theta_0)
+
+
 def teacher_names(config: RunConfig) -> list[str]:
-    """Row of each teacher: "teacher_adam", with its learning rate where a kind occurs twice."""
-    kinds = [name.partition(":")[0] for name in config.prepare.optimizers]
-    return [
-        f"teacher_{kind if kinds.count(kind) == 1 else name}"
-        for kind, name in zip(kinds, config.prepare.optimizers, strict=True)
-    ]
+    """Row of each teacher."""
+    return [f"teacher_{teacher.name}" for teacher in teachers_of(config)]
 
 
 def start_of(config: RunConfig, family: TaskFamily) -> Params:
@@ -301,14 +303,16 @@ def _key(config: RunConfig, purpose: str) -> jax.Array:
 
 
 def _frame_and_store(directory, config, family) -> tuple[Frame, Store]:
-    store = open_store(directory / "trajectories")
+    theta_0 = start_of(config, family)
+    like = template(family, theta_0, config.prepare.num_steps)
+    store = open_store(directory / "trajectories", like)
     wanted = config.prepare.num_tasks * len(config.prepare.optimizers)
     if (there := len(store) + store.num_dropped) < wanted:
         raise ValueError(
             f"{directory} has {there} of {wanted} trajectories; make the others with "
             f"`lohp prepare --out {directory} --resume`."
         )
-    return make_frame(store, start_of(config, family)), store
+    return make_frame(store, theta_0), store
 
 
 def _load_trained(directory: pathlib.Path, config: RunConfig) -> dict[str, Generator]:
@@ -365,16 +369,16 @@ def _score_teachers(
     """Rows of all teachers, and the trajectories of the one that is imitated."""
     config, family, frame, _, _, tasks = setting
     rows, num_steps = [], config.prepare.num_steps
-    for index, method in enumerate(teacher_names(config)):
+    for index, teacher in enumerate(teachers_of(config, frame.theta_0)):
+        method = f"teacher_{teacher.name}"
         announce(method)
-        name = config.prepare.optimizers[index]
-        producer = scores.teacher(family, name, frame.theta_0, num_steps)
+        producer = scores.teacher(family, teacher.optimizer, frame.theta_0, num_steps)
         trajectories = producer.many(tasks.data, tasks.keys)
         row = scores.make_row(
             method,
             config.seed,
             scores.accuracies(family, _ends(trajectories), tasks.data),
-            gradients=(2 if name.startswith("sam") else 1) * num_steps,
+            gradients=teacher.gradients * num_steps,
             latency=scores.latency(producer, tasks.data, tasks.keys),
         )
         rows.append(row)

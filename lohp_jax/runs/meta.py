@@ -17,10 +17,10 @@ from lohp_jax.optimizers.meta import MetaState
 from lohp_jax.optimizers.small import small_optimizer
 from lohp_jax.optimizers.theta import save_theta
 from lohp_jax.runs.lohp import environment, open_directory, read_config, read_json, write_json
-from lohp_jax.workloads.meta_tasks import meta_family
-from lohp_jax.training import checkpoint, metrics
 from lohp_jax.runs.meta_training import METHOD, SEGMENT, MetaConfig, meta_train, rate_of
+from lohp_jax.training import checkpoint, metrics
 from lohp_jax.types import Progress
+from lohp_jax.workloads.meta_tasks import meta_family
 
 PROBE = "probe"
 """What lines of metrics of a comparison are called by."""

@@ -19,9 +19,9 @@ from lohp_jax.optimizers.meta import (
     training_unroll,
 )
 from lohp_jax.optimizers.small import small_optimizer, small_start, unpack_rate
-from lohp_jax.workloads.meta_tasks import meta_family
 from lohp_jax.training import checkpoint, metrics
 from lohp_jax.types import Progress
+from lohp_jax.workloads.meta_tasks import meta_family
 
 METHOD = "meta"
 """What lines of metrics and checkpoints are called by."""

@@ -19,11 +19,9 @@ import optax
 
 from lohp_jax.checks import check_option
 from lohp_jax.diffusion.config import DiffusionConfig
-from lohp_jax.networks.denoiser import DenoiserConfig, product_pairs
 from lohp_jax.diffusion.fitting import OnProgress, silent
 from lohp_jax.diffusion.generator import diffusion_generator, problem_check, regression_config
 from lohp_jax.diffusion.guidance import GuidanceConfig, gradient_calls
-from lohp_jax.solvers.refine import refine
 from lohp_jax.diffusion.sampler import num_evaluations
 from lohp_jax.diffusion.training import (
     DIFFUSION,
@@ -34,15 +32,23 @@ from lohp_jax.diffusion.training import (
 )
 from lohp_jax.evaluation.records import SCHEMA
 from lohp_jax.files import write_atomically
-from lohp_jax.runs.lohp import environment, first_difference, open_directory, read_config, write_json
+from lohp_jax.networks.denoiser import DenoiserConfig, product_pairs
+from lohp_jax.problems import PROBLEMS, make_problem
+from lohp_jax.runs.config import from_json
+from lohp_jax.runs.lohp import (
+    environment,
+    first_difference,
+    open_directory,
+    read_config,
+    write_json,
+)
 from lohp_jax.solvers.descent import lbfgs, run_optax
 from lohp_jax.solvers.multistart import gaussian_starts
 from lohp_jax.solvers.newton import damped_newton
 from lohp_jax.solvers.proximal import fista
+from lohp_jax.solvers.refine import refine
 from lohp_jax.solvers.trace import objective_of
-from lohp_jax.problems import PROBLEMS, make_problem
 from lohp_jax.training import checkpoint, metrics
-from lohp_jax.runs.config import from_json
 from lohp_jax.types import Generator, ProblemFamily, PyTree
 
 REFINERS = ("fista", "newton", "lbfgs", "adam")

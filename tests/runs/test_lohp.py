@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from lohp_jax.methods.setting import family_of
 from lohp_jax.runs import lohp as runs
 from lohp_jax.runs.config import (
     FamilyConfig,
@@ -20,7 +21,7 @@ from lohp_jax.runs.config import (
     resolve,
     to_json,
 )
-from lohp_jax.methods.setting import family_of
+from lohp_jax.trajectories.prepare import template
 from lohp_jax.trajectories.store import create
 
 CONFIG = RunConfig(methods=("lohp",), prepare=PrepareConfig(num_tasks=4, optimizers=("sgd",)))
@@ -121,18 +122,6 @@ def test_weights_are_named_by_their_path(tmp_path):
     np.testing.assert_array_equal(read["mlp/~/linear_0.w"], weights["mlp/~/linear_0"]["w"])
 
 
-@pytest.mark.parametrize(
-    "optimizers, expected",
-    [
-        (("sgd:1", "adam"), ["teacher_sgd", "teacher_adam"]),
-        (("adam:0.1", "sgd", "adam"), ["teacher_adam:0.1", "teacher_sgd", "teacher_adam"]),
-    ],
-)
-def test_teachers_are_named_by_their_optimizer(optimizers, expected):
-    config = dataclasses.replace(CONFIG, prepare=PrepareConfig(optimizers=optimizers))
-    assert runs.teacher_names(config) == expected
-
-
 def test_start_depends_on_the_seed_alone():
     config = resolve(dataclasses.replace(CONFIG, tasks=FamilyConfig(network="mlp")))
     family = family_of(config)
@@ -161,8 +150,10 @@ def test_training_needs_all_trajectories(tmp_path):
     config = runs.open_run(tmp_path, CONFIG)
     with pytest.raises(FileNotFoundError, match="lohp prepare --out"):
         runs.train_run(tmp_path, config, "lohp")
-    store = create(tmp_path / "trajectories", {})
-    store.write("0", {"losses": np.zeros((2, 3))}, num_dropped=1)
+    family = family_of(config)
+    like = template(family, runs.start_of(config, family), config.prepare.num_steps)
+    two = jax.tree.map(lambda leaf: np.zeros((2, *leaf.shape), leaf.dtype), like)
+    create(tmp_path / "trajectories", {}, like).write("0", two, num_dropped=1)
     with pytest.raises(
         ValueError, match=r"has 3 of 4 trajectories.*lohp prepare --out .* --resume"
     ):

@@ -11,9 +11,9 @@ import pytest
 from lohp_jax.optimizers.meta import Unroll
 from lohp_jax.optimizers.small import Rate, pack_rate
 from lohp_jax.runs import meta_training as meta
-from lohp_jax.training import checkpoint, metrics
 from lohp_jax.runs.config import from_json
 from lohp_jax.runs.meta_training import MetaConfig, meta_train
+from lohp_jax.training import checkpoint, metrics
 
 CONFIG = MetaConfig(
     families=("prototypes", "teacher"),

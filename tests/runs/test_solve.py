@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from lohp_jax import cli
-from lohp_jax.runs import solve as solve_runs
 from lohp_jax.diffusion.config import DiffusionConfig
-from lohp_jax.networks.denoiser import DenoiserConfig
 from lohp_jax.evaluation import solve_plots
 from lohp_jax.generation import generate
+from lohp_jax.networks.denoiser import DenoiserConfig
 from lohp_jax.problems import make_problem
+from lohp_jax.runs import solve as solve_runs
 from lohp_jax.types import Generator
 
 TINY = solve_runs.SolveConfig(
