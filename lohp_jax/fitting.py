@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,13 +28,11 @@ from lohp_jax.trajectories.dataset import (
 from lohp_jax.trajectories.matching import Matching
 from lohp_jax.trajectories.prepare import prepare
 from lohp_jax.trajectories.store import Store
-from lohp_jax.trajectories.teachers import Teacher, make_teachers
+from lohp_jax.trajectories.teachers import Asked, Teacher, make_teachers
 from lohp_jax.types import Generator, Method, Params, Progress, Space, TaskFamily
 
 SCHEMA = 1
 """Version of `config.json` of a run; the only one that is read."""
-
-AnyTeacher = optax.GradientTransformation | str | tuple[str, optax.GradientTransformation]
 
 
 class Gathered(NamedTuple):
@@ -101,7 +99,7 @@ def fit(
     method: Method | None = None,
     *,
     key: jax.Array,
-    teachers: Sequence[AnyTeacher] = (("adam", optax.adam(1e-2)),),
+    teachers: Asked | Iterable[Asked] = (("adam", optax.adam(1e-2)),),
     directory: str | os.PathLike | None = None,
     resume: bool = False,
     strategy: Strategy = "jit",
@@ -135,12 +133,12 @@ def fit(
     """
     described = describe_family(family)._asdict()
     method, config = lohp() if method is None else method, _make_config(settings)
-    kinds = make_teachers(teachers, config.num_steps)
+    start_key, prepare_key, train_key = jax.random.split(key, 3)
+    theta_0 = jax.jit(family.init)(start_key)
+    kinds = make_teachers(teachers, config.num_steps, theta_0)
     if directory is not None:
         directory = pathlib.Path(directory)
         _open_directory(directory, _described_run(described, method, kinds, config, key), resume)
-    start_key, prepare_key, train_key = jax.random.split(key, 3)
-    theta_0 = jax.jit(family.init)(start_key)
     store = prepare(
         family,
         kinds,
@@ -180,7 +178,7 @@ def _described_run(
     return {
         "family": family,
         "method": {"name": method.name, "config": method.config},
-        "teachers": [teacher.name for teacher in teachers],
+        "teachers": [teacher.spec for teacher in teachers],
         "fit": dataclasses.asdict(config),
         "key": jax.random.key_data(key).tolist(),
     }

@@ -184,7 +184,7 @@ class RunConfig:
         """A method of the table with the settings of this config that it takes, or one of your own.
 
         Args:
-          name: in the table, or where a `Method` is, package.module:attribute or path/to/file.py:attribute.
+          name: in the table, or where a `Method` is, see `find_method`.
         """
         if ":" in name:
             return find_method(name)

@@ -35,7 +35,7 @@ Announce = Callable[[str], None]
 
 
 class _Held(NamedTuple):
-    """What every method is evaluated on: a stage, its held-out tasks, and the imitated teacher's runs."""
+    """A stage, its held-out tasks, and what the imitated teacher did on them."""
 
     stage: Stage
     tasks: scores.TaskBatch

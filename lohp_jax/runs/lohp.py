@@ -20,7 +20,6 @@ from lohp_jax.training import engine
 from lohp_jax.training.distributed import Strategy
 from lohp_jax.trajectories.prepare import prepare
 from lohp_jax.trajectories.store import Store
-from lohp_jax.trajectories.teachers import make_teachers
 
 
 def run(
@@ -72,7 +71,7 @@ def prepare_run(
     }
     return prepare(
         family,
-        make_teachers(settings.optimizers, settings.num_steps),
+        settings.optimizers,
         theta_0=start_of(config, family),
         num_tasks=settings.num_tasks,
         num_steps=settings.num_steps,

@@ -12,6 +12,7 @@ from lohp_jax.runs.config import RunConfig, from_json, resolve, to_json
 from lohp_jax.runs.families import family_of
 from lohp_jax.tasks.door import FamilyDescription, check_same_family, describe_family
 from lohp_jax.training import checkpoint
+from lohp_jax.trajectories.prepare import template
 from lohp_jax.trajectories.store import Store, open_store
 from lohp_jax.trajectories.teachers import Teacher, make_teachers
 from lohp_jax.types import Params, TaskFamily
@@ -89,16 +90,17 @@ def open_stage(
     Raises: FileNotFoundError or ValueError if trajectories are missing or damaged.
     """
     directory, family = pathlib.Path(directory), family_of(config)
-    teachers = make_teachers(config.prepare.optimizers, config.prepare.num_steps)
+    theta_0, num_steps = start_of(config, family), config.prepare.num_steps
+    teachers = make_teachers(config.prepare.optimizers, num_steps, theta_0)
     if store is None:
-        store = open_store(directory / "trajectories")
+        store = open_store(directory / "trajectories", template(family, theta_0, num_steps))
     wanted = config.prepare.num_tasks * len(teachers)
     if (there := len(store) + store.num_dropped) < wanted:
         raise ValueError(
             f"{directory} has {there} of {wanted} trajectories; make the others with "
             f"`lohp prepare --out {directory} --resume`."
         )
-    gathered = gather(family, store, start_of(config, family), teachers, config.fitting())
+    gathered = gather(family, store, theta_0, teachers, config.fitting())
     return Stage(directory, config, family, describe_family(family), teachers, gathered)
 
 
