@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import optax
 
 from lohp_jax.checks import check_option
 from lohp_jax.files import first_difference, read_json, write_json
@@ -99,7 +98,7 @@ def fit(
     method: Method | None = None,
     *,
     key: jax.Array,
-    teachers: Asked | Iterable[Asked] = (("adam", optax.adam(1e-2)),),
+    teachers: Asked | Iterable[Asked] = "adam:0.01",
     directory: str | os.PathLike | None = None,
     resume: bool = False,
     strategy: Strategy = "jit",

@@ -218,6 +218,7 @@ def meta_train(
     config: Annotated[MetaConfig, tyro.conf.arg(name="")],
     out: pathlib.Path,
     resume: bool = False,
+    strategy: Strategy = "jit",
     json: bool = False,
 ) -> None:
     """Meta-train a small learned optimizer and compare it with Adam; writes theta.msgpack.
@@ -226,6 +227,7 @@ def meta_train(
         config: settings of the run.
         out: run directory.
         resume: continue the run that is in the directory, if there is one.
+        strategy: one device, or the pairs shared among all of them.
         json: print the results as JSON.
     """
     config = _open_meta(out, config, resume)
@@ -237,9 +239,8 @@ def meta_train(
 
     total, done = config.updates, meta_runs.trained_meta_updates(out)
     with _progress("meta-train", total, "", completed=done) as update:
-        results = meta_runs.meta_train_run(
-            out, config, on_progress=show, on_stage=lambda text: update(text=text)
-        )
+        told = {"on_progress": show, "on_stage": lambda text: update(text=text)}
+        results = meta_runs.meta_train_run(out, config, strategy=strategy, **told)
     if json:
         _print(results, json)
         return
@@ -256,6 +257,7 @@ def solve(
     out: pathlib.Path | None = None,
     problems: pathlib.Path | None = None,
     resume: bool = False,
+    strategy: Strategy = "jit",
     json: bool = False,
 ) -> None:
     """Train Diff-L2O on a family of optimization problems, or load it, and solve a batch.
@@ -268,6 +270,7 @@ def solve(
         out: run directory; unset for runs/solve-FAMILY-SEED.
         problems: .npz of problems to solve; unset to generate held-out ones.
         resume: solve with the generator that is in the directory, if there is one.
+        strategy: of the training: one device, or every batch shared among all of them.
         json: print the results as JSON.
     """
     out = out or _solve_directory(config.family, config.seed)
@@ -287,9 +290,8 @@ def solve(
         update(completed=at.step, total=at.updates, text=text)
 
     with _progress("solve", config.diffusion.updates, "") as update:
-        results = solve_runs.solve_run(
-            out, config, given, on_progress=show, on_stage=lambda text: update(text=text)
-        )
+        told = {"on_progress": show, "on_stage": lambda text: update(text=text)}
+        results = solve_runs.solve_run(out, config, given, strategy=strategy, **told)
     if json:
         _print(results, json)
         return
@@ -341,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except UsageError as error:
         return _fail(str(error), 2)
-    except (ValueError, OSError, DivergedError, FloatingPointError) as error:
+    except (ValueError, OSError, DivergedError) as error:
         return _fail(str(error), 1)
     return 0
 

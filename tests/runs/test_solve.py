@@ -276,8 +276,8 @@ def test_an_interrupted_training_goes_on(tmp_path):
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            solve_runs.trained_generator(tmp_path / "parts", config, interrupt)
-    parts = solve_runs.trained_generator(tmp_path / "parts", config, interrupt)
+            solve_runs.trained_generator(tmp_path / "parts", config, on_progress=interrupt)
+    parts = solve_runs.trained_generator(tmp_path / "parts", config, on_progress=interrupt)
     jax.tree.map(np.testing.assert_array_equal, parts.params, whole.params)
     lines = [
         [(line["method"], line["step"]) for line in map(json.loads, path.open())]
