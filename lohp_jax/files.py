@@ -5,6 +5,9 @@ import os
 import pathlib
 from typing import Any
 
+SCHEMA = 1
+"""Version of `config.json`, `results.json` and `figures.json` of a run; the only one that is read."""
+
 _ABSENT = object()  # stands for a field that a config lacks
 
 
@@ -26,7 +29,7 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
         raise OSError(error.errno, reason, str(path)) from error
 
 
-def write_json(path: pathlib.Path, values: dict[str, Any], *, schema: int) -> None:
+def write_json(path: pathlib.Path, values: dict[str, Any], *, schema: int = SCHEMA) -> None:
     """Writes values and the version of their layout in one step, for `read_json`.
 
     Raises: OSError as `write_atomically` does; TypeError for what JSON does not have.
@@ -35,7 +38,7 @@ def write_json(path: pathlib.Path, values: dict[str, Any], *, schema: int) -> No
     write_atomically(path, content.encode())
 
 
-def read_json(path: pathlib.Path, *, schema: int) -> dict[str, Any]:
+def read_json(path: pathlib.Path, *, schema: int = SCHEMA) -> dict[str, Any]:
     """What `write_json` wrote; the schema is checked and taken off.
 
     Raises: FileNotFoundError; ValueError if the file does not parse, holds no object, or is of another

@@ -30,9 +30,6 @@ from lohp_jax.trajectories.store import Store
 from lohp_jax.trajectories.teachers import Asked, Teacher, make_teachers
 from lohp_jax.types import Generator, Method, Params, Progress, Space, TaskFamily
 
-SCHEMA = 1
-"""Version of `config.json` of a run; the only one that is read."""
-
 
 class Gathered(NamedTuple):
     """Stored trajectories as methods are trained on them.
@@ -259,13 +256,13 @@ def _open_directory(directory: pathlib.Path, config: dict[str, Any], resume: boo
     path = directory / "config.json"
     if not path.exists():
         directory.mkdir(parents=True, exist_ok=True)
-        write_json(path, config, schema=SCHEMA)
+        write_json(path, config)
         return
     if not resume:
         raise ValueError(
             f"fit: {directory} holds a run; go on with resume=True, or choose another directory."
         )
-    if difference := first_difference(read_json(path, schema=SCHEMA), config):
+    if difference := first_difference(read_json(path), config):
         raise ValueError(
             f"fit: {directory} holds a run with other arguments: {difference}; choose another "
             "directory, or give the same arguments."

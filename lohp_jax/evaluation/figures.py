@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from lohp_jax.evaluation.records import SCHEMA
 from lohp_jax.evaluation.scores import TaskBatch
 from lohp_jax.tasks.door import describe_family
 from lohp_jax.types import Codec, Generator, Params, TaskFamily, Trajectory
@@ -53,7 +52,6 @@ def figures(
         if paths[name].shape == theirs.shape:
             cosines[name] = _cosines(paths[name], theirs).tolist()
     return {
-        "schema": SCHEMA,
         "projection": _project(paths, theirs),
         "cosine": cosines,
         "score_by_step": by_step,

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-SCHEMA = 1
-"""Version of `results.json` and `figures.json`; the only one that is read."""
+from lohp_jax.files import SCHEMA
 
 
 def read_results(directory: pathlib.Path) -> dict[str, Any]:

@@ -1,8 +1,5 @@
 """The last stage of a run of Lo-Hp: every method on the same held-out tasks, beside its baselines."""
 
-import importlib.metadata
-import os
-import platform
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,11 +13,11 @@ from lohp_jax.baselines.ridge import ridge
 from lohp_jax.evaluation import scores
 from lohp_jax.evaluation.figures import figures
 from lohp_jax.evaluation.honesty import honesty
-from lohp_jax.files import write_json
-from lohp_jax.fitting import SCHEMA
+from lohp_jax.files import SCHEMA, write_json
 from lohp_jax.methods import METHODS
 from lohp_jax.methods.training import num_updates
 from lohp_jax.runs.config import to_json
+from lohp_jax.runs.directory import environment
 from lohp_jax.runs.loading import load
 from lohp_jax.runs.stage import Stage, key_of, trained_steps
 from lohp_jax.training import engine
@@ -28,7 +25,6 @@ from lohp_jax.types import Generator, Method, Params, PyTree, Trajectory
 
 _TUNING_TASKS = 64
 _SUPPORT_DRAWS = 4
-_VERSIONS = ("lohp_jax", "jax", "jaxlib", "dm-haiku", "optax", "numpy")
 _ADAM, _NEAREST, _RIDGE = "same_support_adam", "nearest_task", "ridge"
 
 Announce = Callable[[str], None]
@@ -87,23 +83,9 @@ def evaluate_run(
         taught=taught,
         compression=config.training.compression,
     )
-    write_json(stage.directory / "figures.json", drawn, schema=SCHEMA)
-    write_json(stage.directory / "results.json", results, schema=SCHEMA)
+    write_json(stage.directory / "figures.json", drawn)
+    write_json(stage.directory / "results.json", results)
     return {"schema": SCHEMA, **results}
-
-
-def environment() -> dict[str, Any]:
-    """Versions, platform and device."""
-    return {
-        "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": jax.devices()[0].device_kind,
-        "num_devices": jax.device_count(),
-        "cpu_cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-    }
 
 
 def _about(stage: Stage) -> dict[str, Any]:

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import jax
 
-from lohp_jax.files import first_difference, read_json, write_json
-from lohp_jax.fitting import SCHEMA, Gathered, gather
+from lohp_jax.files import read_json, write_json
+from lohp_jax.fitting import Gathered, gather
 from lohp_jax.runs.config import RunConfig, from_json, resolve, to_json
+from lohp_jax.runs.directory import check_same_config
 from lohp_jax.runs.families import family_of
 from lohp_jax.tasks.door import FamilyDescription, check_same_family, describe_family
 from lohp_jax.training import checkpoint
@@ -61,18 +62,13 @@ def open_run(directory: str | os.PathLike, config: RunConfig | None = None) -> R
             config.method(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = to_json(config) | {"description": described._asdict()}
-        write_json(path, content, schema=SCHEMA)
+        write_json(path, content)
         return config
-    values = read_json(path, schema=SCHEMA)
+    values = read_json(path)
     description = values.pop("description", None)
     stored = resolve(from_json(values, path=str(path)))
-    if config is not None and (
-        difference := first_difference(to_json(stored), to_json(resolve(config)))
-    ):
-        raise ValueError(
-            f"{directory} holds a run with another config: {difference}; "
-            "choose another --out, or give the same options."
-        )
+    if config is not None:
+        check_same_config(directory, to_json(stored), to_json(resolve(config)))
     check_same_family(describe_family(family_of(stored)), description or {}, str(directory))
     return stored
 
