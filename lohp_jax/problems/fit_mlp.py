@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.flatten_util
@@ -48,17 +49,10 @@ def fit_mlp(
     images = digits() if images is None else images
     num_classes, train, query = len(images.train), _flat(images.train), _flat(images.query)
     check_sizes("fit_mlp", hidden=hidden, num_examples=num_examples)
-    if num_examples > min(len(train), len(query)):
-        raise ValueError(
-            f"fit_mlp: expected at most {min(len(train), len(query))} examples, the images of the "
-            f"smaller pool, got {num_examples}."
-        )
-    if not 0 <= penalty < math.inf:
-        raise ValueError(f"fit_mlp: penalty must be finite and not negative, got {penalty}.")
+    _check_options(num_examples, min(len(train), len(query)), penalty)
     sizes = (train.shape[1], hidden, num_classes)
     draw = functools.partial(init_mlp, sizes=sizes, w_init=jax.nn.initializers.glorot_uniform())
     x0, unpack = jax.flatten_util.ravel_pytree(draw(jax.random.key(seed)))
-    pixel_mean, pixel_width = float(train.mean()), float(train.std())
 
     def sample(key, split):
         pool = jnp.asarray(train if split == "train" else query)
@@ -72,12 +66,6 @@ def fit_mlp(
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, problem["labels"])
         return jnp.mean(losses) + 0.5 * penalty * jnp.sum(x**2)
 
-    def features(problem):
-        """The mean image of every label."""
-        member = jax.nn.one_hot(problem["labels"], num_classes).T
-        count = jnp.maximum(jnp.sum(member, axis=1, keepdims=True), 1.0)
-        return ((member @ problem["images"] / count - pixel_mean) / pixel_width).reshape(-1)
-
     family = problem_family(
         "fit_mlp",
         sample=sample,
@@ -86,10 +74,22 @@ def fit_mlp(
         init=lambda key: jax.flatten_util.ravel_pytree(draw(key))[0],
         solve=lambda problem, key: lbfgs(family, problem, x0, _LABEL_STEPS).x,
         frame=lambda problem: (x0, jnp.full_like(x0, _MOVED)),
-        features=features,
+        features=_mean_images(train, num_classes),
         check=lambda problem: check_images(problem, *sizes[::2]),
     )
     return family
+
+
+def _mean_images(train: np.ndarray, num_classes: int) -> Callable[[Problem], jax.Array]:
+    """`(problem) -> [num_classes * pixels]`, the standardised mean image of every label."""
+    pixel_mean, pixel_width = float(train.mean()), float(train.std())
+
+    def features(problem):
+        member = jax.nn.one_hot(problem["labels"], num_classes).T
+        count = jnp.maximum(jnp.sum(member, axis=1, keepdims=True), 1.0)
+        return ((member @ problem["images"] / count - pixel_mean) / pixel_width).reshape(-1)
+
+    return features
 
 
 def check_images(problem: Problem, pixels: int, num_classes: int) -> None:
@@ -109,6 +109,16 @@ def check_images(problem: Problem, pixels: int, num_classes: int) -> None:
             f"fit_mlp: expected integer labels from 0 to {num_classes - 1}, got {labels.dtype} "
             f"from {labels.min()} to {labels.max()}; number the classes from 0."
         )
+
+
+def _check_options(num_examples: int, most: int, penalty: float) -> None:
+    if num_examples > most:
+        raise ValueError(
+            f"fit_mlp: expected at most {most} examples, the images of the "
+            f"smaller pool, got {num_examples}."
+        )
+    if not 0 <= penalty < math.inf:
+        raise ValueError(f"fit_mlp: penalty must be finite and not negative, got {penalty}.")
 
 
 def _flat(pool: np.ndarray) -> np.ndarray:

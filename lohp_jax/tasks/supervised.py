@@ -9,24 +9,29 @@
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from lohp_jax.checks import check_option
-from lohp_jax.tasks.door import check_class_axes, check_params, check_scalar, describe_array, trace
+from lohp_jax.tasks.door import check_class_axes
 from lohp_jax.tasks.examples import TaskArrays, deal
+from lohp_jax.tasks.model import (
+    Kind,
+    Loss,
+    LossName,
+    Model,
+    mean_squared_error,
+    read_loss,
+    read_model,
+)
 from lohp_jax.tasks.splits import split_rows
 from lohp_jax.types import Params, PyTree, Support, TaskFamily
 
 TeacherData = Literal["full", "support"]
-LossName = Literal["cross_entropy", "mse"]
-Loss = Callable[[jax.Array, jax.Array], jax.Array]
 _NAME = "supervised_family"
 
 
@@ -72,34 +77,23 @@ def supervised_family(
 
     Raises: ValueError for arrays, functions or numbers that do not fit, before anything is compiled.
     """
-    kind = _read_loss(loss, y)
+    kind = read_loss(_NAME, loss, y)
     x, y, num_classes = _read_arrays(x, y, kind, num_classes)
     rows = split_rows(_NAME, len(x), held_out, seed)
     _check_options(teacher_data, batch_size, class_axes, kind)
     dealt, named = teacher_data == "support", class_axes is not None
     tasks = deal(_NAME, x, y, num_classes, shots, num_query, seed)
     tasks = dataclasses.replace(tasks, rows=rows, dealt=dealt, named=named)
-    model = _read_model(init, apply, kind, tasks, class_axes)
+    first = rows["train"][0]
+    model = read_model(_NAME, init, apply, kind, x[first], y[first], num_classes)
+    if named:
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        check_class_axes(_NAME, class_axes, params, num_classes)
     family = _make_family(model, tasks, batch_size)
     return dataclasses.replace(family, name=name, class_axes=class_axes, support=support)
 
 
-class _Kind(NamedTuple):
-    """What is minimised: its name, "" for the user's own, and the mean over examples."""
-
-    name: str
-    loss: Loss
-
-
-class _Model(NamedTuple):
-    """A user's model: `init(key)`, `apply(params, x)` and what is minimised."""
-
-    init: Callable[[jax.Array], Params]
-    apply: Callable[[Params, jax.Array], jax.Array]
-    kind: _Kind
-
-
-def _make_family(model: _Model, tasks: TaskArrays, batch_size: int | None) -> TaskFamily:
+def _make_family(model: Model, tasks: TaskArrays, batch_size: int | None) -> TaskFamily:
     init, apply, (kind, mean_loss) = model
 
     def loss(params, data, key):
@@ -124,7 +118,7 @@ def _make_family(model: _Model, tasks: TaskArrays, batch_size: int | None) -> Ta
         if kind == "mse":
             _, seen = tasks.training(data, jnp.arange(tasks.train.shape[1]))
             constant = jnp.broadcast_to(jnp.mean(seen, axis=0, keepdims=True), y.shape)
-            return {"objective": value, "loss": value, "chance": _mse(constant, y)}
+            return {"objective": value, "loss": value, "chance": mean_squared_error(constant, y)}
         return {"objective": value, "loss": value}
 
     def context_loss(params, context):
@@ -145,28 +139,8 @@ def _make_family(model: _Model, tasks: TaskArrays, batch_size: int | None) -> Ta
     )
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-
-
-def _mse(predictions: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.mean((predictions - y) ** 2)
-
-
-_LOSSES = {"cross_entropy": _cross_entropy, "mse": _mse}
-
-
-def _read_loss(loss: LossName | Loss | None, y: np.ndarray) -> _Kind:
-    if callable(loss):
-        return _Kind("", loss)
-    if loss is None:
-        loss = "cross_entropy" if np.asarray(y).dtype.kind in "iu" else "mse"
-    check_option(_NAME, "loss", loss, get_args(LossName))
-    return _Kind(loss, _LOSSES[loss])
-
-
 def _read_arrays(
-    x: np.ndarray, y: np.ndarray, kind: _Kind, num_classes: int | None
+    x: np.ndarray, y: np.ndarray, kind: Kind, num_classes: int | None
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """The arrays in the types that JAX computes with, and the number of classes."""
     x, y = _read_array("x", x), _read_array("y", y)
@@ -230,7 +204,7 @@ def _count_classes(y: np.ndarray, num_classes: int | None) -> int:
 
 
 def _check_options(
-    teacher_data: str, batch_size: int | None, class_axes: PyTree | None, kind: _Kind
+    teacher_data: str, batch_size: int | None, class_axes: PyTree | None, kind: Kind
 ) -> None:
     check_option(_NAME, "teacher_data", teacher_data, get_args(TeacherData))
     if batch_size is not None and batch_size < 1:
@@ -239,76 +213,3 @@ def _check_options(
         raise ValueError(
             f"{_NAME}: class_axes is for loss='cross_entropy', got another; leave it out."
         )
-
-
-def _read_model(
-    init: Callable, apply: Callable, kind: _Kind, tasks: TaskArrays, class_axes: PyTree | None
-) -> _Model:
-    """Checks by their shapes alone that a model fits the data."""
-    first = tasks.x[tasks.rows["train"][0], :1]
-    init = _bind_init(init, first)
-    params = trace(_NAME, "init", init, jax.eval_shape(lambda: jax.random.key(0)))
-    check_params(_NAME, "init", params)
-    _check_arguments("apply", apply, 2, "(params, x)")
-    x, y = (jax.ShapeDtypeStruct((3, *a.shape[2:]), a.dtype) for a in (tasks.x, tasks.y))
-    predictions = trace(_NAME, f"apply(params, x {describe_array(x)})", apply, params, x)
-    if kind.name:
-        wanted = (3, tasks.num_classes) if tasks.num_classes else y.shape
-        _check_predictions(predictions, wanted, y, tasks.num_classes)
-    call = "loss(predictions, y)"
-    check_scalar(_NAME, call, trace(_NAME, call, kind.loss, predictions, y))
-    if class_axes is not None:
-        check_class_axes(_NAME, class_axes, params, tasks.num_classes)
-    return _Model(init, apply, kind)
-
-
-def _bind_init(init: Callable, x: np.ndarray) -> Callable[[jax.Array], Params]:
-    """`(key) -> params` from an `init` with or without an argument for the inputs."""
-    required, any_number = _count_arguments(init)
-    if required == 1 and not any_number:
-        return init
-    _check_arguments("init", init, 2, "(key) or (key, x)")
-
-    def with_example(key):
-        return init(key, jnp.asarray(x))
-
-    return with_example
-
-
-def _count_arguments(function: Callable) -> tuple[int, bool]:
-    """How many positional arguments a function needs, and whether it takes any number."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # written in C
-        return 0, True
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    required = sum(p.default is p.empty for p in positional)
-    return required, any(p.kind is p.VAR_POSITIONAL for p in parameters)
-
-
-def _check_arguments(name: str, function: Callable, most: int, expected: str) -> None:
-    required, _ = _count_arguments(function)
-    if required > most:
-        raise ValueError(
-            f"{_NAME}: expected {name}{expected}, got a function of {required} arguments; fix the "
-            "others with functools.partial, and wrap a Haiku model in hk.without_apply_rng."
-        )
-
-
-def _check_predictions(
-    predictions: PyTree, wanted: tuple[int, ...], y: jax.ShapeDtypeStruct, num_classes: int
-) -> None:
-    """Raises: ValueError unless predictions for three examples are floats of the shape `wanted`."""
-    single = isinstance(predictions, jax.ShapeDtypeStruct)
-    if single and predictions.shape == wanted and jnp.issubdtype(predictions.dtype, jnp.floating):
-        return
-    got = describe_array(predictions) if single else f"a {type(predictions).__name__}"
-    advice = (
-        f"give each of num_classes={num_classes} labels a logit, or num_classes if there are more"
-        if num_classes
-        else "make them agree, or give a loss of your own"
-    )
-    raise ValueError(
-        f"{_NAME}: expected apply to return floating-point predictions of shape {list(wanted)} for 3 "
-        f"examples with y {describe_array(y)}, got {got}; {advice}."
-    )
