@@ -1,4 +1,4 @@
-"""The tasks of benchmarks/hub.py, small enough for a CPU."""
+"""The tasks on which HUB meets its rivals, small enough for a CPU."""
 
 import functools
 import pathlib

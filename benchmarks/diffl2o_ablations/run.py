@@ -1,6 +1,6 @@
 """Ablates Diff-L2O: what to predict, to train on, to guide by, how to sample, and when to stop.
 
-    taskset -c 0 python benchmarks/diffl2o_ablations.py [--axes NAME ...] [--sets NAME ...]
+    taskset -c 0 python -m benchmarks.diffl2o_ablations.run [--axes NAME ...] [--sets NAME ...]
         [--oracles l2o.npz] [--seeds 5] [--results FILE] [--quick]
 
 One setting at a time differs from the base of its set. The seeds of a setting are trained in one vmapped
@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from diffl2o_sets import ProblemSet, make_set, sized_set
 
+from benchmarks.diffl2o.sets import ProblemSet, make_set, sized_set
+from benchmarks.pages import beside
 from lohp_jax.diffusion.config import DiffusionConfig
 from lohp_jax.diffusion.generator import diffusion_generator
 from lohp_jax.diffusion.guidance import GuidanceConfig, gradient_calls
@@ -40,7 +41,7 @@ from lohp_jax.solvers.refine import refine
 from lohp_jax.solvers.trace import objective_of
 from lohp_jax.types import PyTree
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "diffl2o_ablations.json"
+RESULTS = pathlib.Path(__file__).with_name("results.json")
 SUCCESS = 1e-2
 MANY = 16
 """Samples of which the best counts, where there are many minima."""
@@ -289,8 +290,8 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         "# Ablations of Diff-L2O",
         "",
-        "Made by `python benchmarks/diffl2o_ablations.py --oracles FILE`; `benchmarks/README.md` says "
-        "what the columns are.",
+        "Made by `python -m benchmarks.diffl2o_ablations.run --oracles FILE`; `README.md` says what the "
+        "columns are.",
         "",
     ]
     for name, axes in results["cells"].items():
@@ -328,8 +329,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="next to no training")
     parsed = parser.parse_args(arguments)
     if parsed.results is None:
-        stem = "diffl2o_ablations_quick" if parsed.quick else RESULTS.stem
-        parsed.results = RESULTS.with_stem(stem)
+        parsed.results = RESULTS.with_stem("results_quick") if parsed.quick else RESULTS
     return parsed
 
 
@@ -343,7 +343,7 @@ def main() -> None:
         raise SystemExit(f"{arguments.results} is not of a run with quick={arguments.quick}.")
     results["environment"] = environment()
     run(arguments, results)
-    write_atomically(arguments.results.with_suffix(".md"), table(results).encode())
+    write_atomically(beside(arguments.results, "tables.md"), table(results).encode())
     print(table(results))
 
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from diffl2o_sets import ProblemSet
 
+from benchmarks.diffl2o.sets import ProblemSet
 from lohp_jax.learned_solvers.recurrent import run_learned_solver
 from lohp_jax.solvers.descent import run_optax
 from lohp_jax.solvers.multistart import gaussian_starts, multistart

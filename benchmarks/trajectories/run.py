@@ -531,7 +531,7 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--tasks", type=int, default=1000, help="tasks that rollout does at once")
-    default = pathlib.Path(__file__).parent / "results" / "trajectories.json"
+    default = pathlib.Path(__file__).with_name("results.json")
     parser.add_argument("--out", type=pathlib.Path, default=default, help="where the result goes")
     return parser.parse_args()
 

@@ -1,6 +1,6 @@
 """Asks if a PAC-Bayes bound predicts how Diff-L2O generalises, and what noisy copies are worth.
 
-    taskset -c 0 python benchmarks/diffl2o_pac_bayes.py [--families NAME ...] [--seeds 5]
+    taskset -c 0 python -m benchmarks.diffl2o_pac_bayes.run [--families NAME ...] [--seeds 5]
         [--results FILE] [--quick] [--report]
 
 Every run trains on m distinct instances with 2048 / m copies of each, the first exact and the others
@@ -19,19 +19,27 @@ import sys
 import time
 from collections.abc import Sequence
 
-import diffl2o_pac_report
 import jax
 import numpy as np
-from diffl2o_pac_statistics import best_certificate, monte_carlo_bound
-from diffl2o_pac_training import BUDGET, LAST, Effort, Run, Study, make_study, solved_instances
 
+from benchmarks.diffl2o_pac_bayes import report
+from benchmarks.diffl2o_pac_bayes.bounds import best_certificate, monte_carlo_bound
+from benchmarks.diffl2o_pac_bayes.training import (
+    BUDGET,
+    LAST,
+    Effort,
+    Run,
+    Study,
+    make_study,
+    solved_instances,
+)
 from lohp_jax.diffusion.oracle import Solved
 from lohp_jax.files import write_atomically
 from lohp_jax.problems.lasso import lasso
 from lohp_jax.problems.rastrigin import rastrigin
 from lohp_jax.runs.lohp import environment
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "diffl2o_pac_bayes.json"
+RESULTS = pathlib.Path(__file__).with_name("results.json")
 FAMILIES = {
     "lasso5x10": lambda: lasso(5, 10, penalty=0.1, dictionary="fixed"),
     "rastrigin_n2": lambda: rastrigin(2),
@@ -173,7 +181,7 @@ def main() -> None:
         results["environment"] = environment()
         for name in arguments.families:
             run_family(name, arguments, results)
-    diffl2o_pac_report.write(results, arguments.results)
+    report.write(results, arguments.results)
 
 
 if __name__ == "__main__":

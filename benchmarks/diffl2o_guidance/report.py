@@ -1,4 +1,4 @@
-"""Page and picture of benchmarks/results/diffl2o_guidance.json.
+"""Tables and picture of the guidance by landscape: `python -m benchmarks.diffl2o_guidance.report`.
 
 "Success" is the share of held-out problems with a gap under 0.01, the "gap" is the mean of f - f*, for
 LASSO over f*; f* is the objective at the label. "K = 1" is the mean over 16 samples, "K = 16" the best
@@ -19,11 +19,12 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 import scipy.stats
-from diffl2o_guidance_arms import ARMS, LEAKS, NETWORKS, SAMPLER_STEPS, SAMPLES
 
+from benchmarks.diffl2o_guidance.arms import ARMS, LEAKS, NETWORKS, SAMPLER_STEPS, SAMPLES
+from benchmarks.pages import beside
 from lohp_jax.files import write_atomically
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "diffl2o_guidance.json"
+RESULTS = pathlib.Path(__file__).with_name("results.json")
 FIXED = [name for name, arm in ARMS.items() if arm.network == "fixed" and not arm.adaptive]
 FIXED = [name for name in FIXED if not name.startswith("blind")]
 ADAPTIVE = {
@@ -212,7 +213,7 @@ def write(path: pathlib.Path) -> None:
     results = json.loads(path.read_text())
     sets = {name: complete(cells) for name, cells in results["cells"].items() if name not in LEAKS}
     sets = {name: cells for name, cells in sets.items() if cells}
-    picture = path.with_name(f"{path.stem}_snr.png")
+    picture = beside(path, "snr.png")
     if results["snr"]:
         draw_weights(results["snr"]).savefig(picture, dpi=100)
     parts = [
@@ -237,7 +238,7 @@ def write(path: pathlib.Path) -> None:
     for name, cells in results["cells"].items():
         seeds = ", ".join(f"{network} {len(found)}" for network, found in cells.items())
         parts += [f"### {name}", f"Seeds: {seeds}.", set_table(cells)]
-    write_atomically(path.with_suffix(".md"), ("\n\n".join(parts) + "\n").encode())
+    write_atomically(beside(path, "tables.md"), ("\n\n".join(parts) + "\n").encode())
 
 
 def main() -> None:

@@ -3,13 +3,13 @@
 On held-out tasks of the families that it was meta-trained on and of others, at the horizons that it was
 meta-trained for and beyond:
 
-    python benchmarks/pretrained.py --run runs/small [--families NAME ...] [--horizons T ...]
+    python -m benchmarks.pretrained.run --run runs/small [--families NAME ...] [--horizons T ...]
 
 Rows of families and horizons that are not run again stay, as long as they are of the same theta.
 
 `--run` is the directory of the `lohp meta-train` that made it; its config and curve go into the results.
 Adam's learning rate is chosen for each family, horizon and score apart, on the very tasks that are
-reported; the learned optimizer has one setting for all. Writes benchmarks/results/pretrained_small.json
+reported; the learned optimizer has one setting for all. Writes results.json
 and prints a table.
 """
 
@@ -34,7 +34,7 @@ from lohp_jax.runs.lohp import environment
 from lohp_jax.types import Params
 from lohp_jax.workloads.meta_tasks import META_FAMILIES, meta_family
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "pretrained_small.json"
+RESULTS = pathlib.Path(__file__).with_name("results.json")
 NUM_SEEDS = 5
 HORIZONS = {500: 4, 2000: 2, 4000: 1, 10000: 1, 20000: 1}
 """Tasks for each seed, by number of steps; the longest unroll of meta-training has 2000."""

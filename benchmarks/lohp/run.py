@@ -2,10 +2,10 @@
 
 Runs `lohp run` for each setting and seed, each in a process of its own, and gathers the rows:
 
-    python benchmarks/lohp.py [--settings NAME ...] [--seeds 5] [--jobs 1] [--out runs/benchmark]
+    python -m benchmarks.lohp.run [--settings NAME ...] [--seeds 5] [--jobs 1] [--out runs/benchmark]
 
 A finished run is not repeated. Latencies mean little where several runs share the machine. Writes
-benchmarks/results/lohp.json and prints the tables that the README quotes.
+results.json and the tables of README.md.
 """
 
 import argparse
@@ -37,7 +37,7 @@ SETTINGS: dict[str, list[str]] = {
         *("--methods", "lohp", "hypernetwork"),
     ],
 }
-RESULTS = pathlib.Path(__file__).parent / "results" / "lohp.json"
+RESULTS = pathlib.Path(__file__).with_name("results.json")
 
 
 def run(setting: str, seed: int, out: pathlib.Path) -> dict:

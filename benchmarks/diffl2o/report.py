@@ -1,7 +1,7 @@
-"""Tables and a picture of diffl2o.json: `python benchmarks/diffl2o_report.py [--merge FILE ...]`.
+"""Tables and a picture: `python -m benchmarks.diffl2o.report [--merge FILE ...]`.
 
-Writes diffl2o.md and diffl2o.png beside it. Figures are means over seeds, ± their standard deviation;
-classic solvers that draw nothing have one.
+Writes tables.md and results.png beside results.json, and the tables of README.md. Figures
+are means over seeds, ± their standard deviation; classic solvers that draw nothing have one.
 """
 
 import argparse
@@ -13,9 +13,10 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
+from benchmarks.pages import beside
 from lohp_jax.files import write_atomically
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "diffl2o.json"
+RESULTS = pathlib.Path(__file__).with_name("results.json")
 SHOWN = {
     "lasso": ("fista_restart", "coordinate_descent", "lista", "regression_unrolled", "diffusion"),
     "wells": (
@@ -77,8 +78,8 @@ def page(results: dict[str, Any]) -> str:
     lines = [
         "# Diff-L2O",
         "",
-        "Made by `python benchmarks/diffl2o.py --oracles FILE`; `benchmarks/README.md` says what the "
-        "methods are. Gaps of LASSO are relative, others absolute; solved is the share of gaps under "
+        "Made by `python -m benchmarks.diffl2o.run --oracles FILE`; `README.md` says what the methods "
+        "are. Gaps of LASSO are relative, others absolute; solved is the share of gaps under "
         "0.01. Mean over seeds ± standard deviation. Set-up, once for each problem, is not among the "
         "calls: the largest eigenvalue of A^T A, which FISTA and LISTA take from a library and the "
         "denoiser from a power iteration. Times are of all instances in one vmapped call on one core, "
@@ -185,8 +186,8 @@ def main() -> None:
         merge(results, json.loads(other.read_text()))
     if arguments.merge:
         write_atomically(path, (json.dumps(results) + "\n").encode())
-    write_atomically(path.with_suffix(".md"), page(results).encode())
-    draw(results).savefig(path.with_suffix(".png"), dpi=110)
+    write_atomically(beside(path, "tables.md"), page(results).encode())
+    draw(results).savefig(beside(path, "results.png"), dpi=110)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Tables and plots of benchmarks/results/hub.json: `python benchmarks/hub_report.py [--merge FILE ...]`.
+"""Tables and plots of HUB and its rivals: `python -m benchmarks.hub.report [--merge FILE ...]`.
 
-Writes benchmarks/results/hub.md and its pictures. The cost of a run is its objective, or one minus its
-accuracy; one that ends with anything not finite, or above its start, costs what its start does and has
-failed. So has one that goes less than half of the way, in logarithms, from its start to the cost of the
-tuned hand-designed arm. Costs are interquartile means over seeds, with nominal 95 % bootstrap intervals,
+Writes tables.md and its pictures beside results.json.
+
+The cost of a run is its objective, or one minus its accuracy; one that ends with anything not finite,
+or above its start, costs what its start does and has failed. So has one that goes less than half of the
+way, in logarithms, from its start to the cost of the tuned hand-designed arm. Costs are interquartile means over seeds, with nominal 95 % bootstrap intervals,
 which are too narrow for five seeds. "Times the hand-designed" is the time for each gradient, measured in
 turn with that arm; "hand-designed in the same time" is what that arm reaches in as much time, run longer
 at the rate that was best for the shorter run. `constant_best` tunes its weight; its rate is the middle
@@ -16,14 +17,15 @@ import pathlib
 import sys
 from typing import Any, NamedTuple
 
-import hub_tasks
 import matplotlib.figure
 import numpy as np
 import scipy.stats
 
+from benchmarks.hub import tasks as hub_tasks
+from benchmarks.pages import beside
 from lohp_jax.files import write_atomically
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path(__file__).with_name("results.json")
 TOLERANCE = 1.02
 POINTS = 0.005
 """Of accuracy, that count as no difference."""
@@ -321,7 +323,7 @@ def merge(results: dict[str, Any], more: dict[str, Any]) -> None:
 def main() -> None:
     """Writes the page and its pictures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--results", type=pathlib.Path, default=RESULTS / "hub.json")
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     parser.add_argument(
         "--merge", type=pathlib.Path, nargs="*", default=[], help="files to be taken into --results"
     )
@@ -334,9 +336,12 @@ def main() -> None:
         write_atomically(path, (json.dumps(results) + "\n").encode())
     results = {task: found for task, found in results.items() if "hand" in found["arms"]}
     cells = read_cells(results)
-    parts = ["# HUB and its rivals", __doc__.partition("pictures. ")[2].replace("\n", " ").strip()]
+    parts = [
+        "# HUB and its rivals",
+        __doc__.partition("results.json.")[2].replace("\n", " ").strip(),
+    ]
     for rule in sorted({arm.split("/")[0] for row in cells.values() for arm in row if "/" in arm}):
-        picture = path.with_name(f"hub_{rule}.png")
+        picture = beside(path, f"{rule}.png")
         drawn = {task: row for task, row in cells.items() if f"{rule}/alone" in row}
         draw_curves(drawn, rule).savefig(picture, dpi=110)
         parts += [f"## With `{rule}` as the learned optimizer", *overall(cells, rule)]
@@ -344,7 +349,7 @@ def main() -> None:
     parts += ["## Task by task"]
     for task, row in cells.items():
         parts += task_section(task, results[task], row)
-    write_atomically(path.with_suffix(".md"), ("\n\n".join(parts) + "\n").encode())
+    write_atomically(beside(path, "tables.md"), ("\n\n".join(parts) + "\n").encode())
 
 
 if __name__ == "__main__":

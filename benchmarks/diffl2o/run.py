@@ -1,12 +1,12 @@
 """Compares Diff-L2O with classic and learned solvers at equal numbers of calls, and by the clock.
 
-    taskset -c 0 python benchmarks/diffl2o.py [--sets NAME ...] [--methods NAME ...] [--seeds 5]
+    taskset -c 0 python -m benchmarks.diffl2o.run [--sets NAME ...] [--methods NAME ...] [--seeds 5]
         [--oracles l2o.npz] [--results FILE] [--quick] [--throughput]
 
 A cell is a set, a method, a budget and a seed of its training. Each is written at once and not
 repeated. `--quick` runs everything with next to no training, to see that it runs; its figures mean
 nothing and go to another file. `--throughput` measures instances per second against scikit-learn.
-`benchmarks/diffl2o_report.py` turns results into tables and a picture.
+`benchmarks.diffl2o.report` turns results into tables and a picture.
 """
 
 import argparse
@@ -18,16 +18,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import diffl2o_throughput
 import jax
 import numpy as np
-from diffl2o_methods import METHODS, Answer, Method
-from diffl2o_sets import SETS, ProblemSet, make_set
 
+from benchmarks.diffl2o import throughput
+from benchmarks.diffl2o.methods import METHODS, Answer, Method
+from benchmarks.diffl2o.sets import SETS, ProblemSet, make_set
 from lohp_jax.files import write_atomically
 from lohp_jax.runs.lohp import environment
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "diffl2o.json"
+RESULTS = pathlib.Path(__file__).with_name("results.json")
 MEASURED_SECONDS = 0.5
 """A solver runs again until all its runs have lasted this long; the median counts."""
 SUCCESS = 1e-2
@@ -155,7 +155,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--throughput", action="store_true")
     parsed = parser.parse_args(arguments)
     if parsed.results is None:
-        parsed.results = RESULTS.with_stem("diffl2o_quick") if parsed.quick else RESULTS
+        parsed.results = RESULTS.with_stem("results_quick") if parsed.quick else RESULTS
     return parsed
 
 
@@ -169,7 +169,7 @@ def main() -> None:
         raise SystemExit(f"{arguments.results} is not of a run with quick={arguments.quick}.")
     results["environment"] = environment()
     if arguments.throughput:
-        results["throughput"] = diffl2o_throughput.compare(arguments.quick)
+        results["throughput"] = throughput.compare(arguments.quick)
         write_atomically(arguments.results, (json.dumps(results) + "\n").encode())
         return
     trained: dict = {}

@@ -6,7 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from diffl2o_classic import (
+
+from benchmarks.diffl2o.classic import (
     LEARNED_STEPS,
     Answer,
     Method,
@@ -21,8 +22,7 @@ from diffl2o_classic import (
     trace_answer,
     tune_adam,
 )
-from diffl2o_sets import ProblemSet
-
+from benchmarks.diffl2o.sets import ProblemSet
 from lohp_jax.diffusion.config import DiffusionConfig
 from lohp_jax.diffusion.guidance import GuidanceConfig, gradient_calls
 from lohp_jax.diffusion.training import train_diffusion

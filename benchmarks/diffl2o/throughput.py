@@ -7,10 +7,11 @@ import warnings
 
 import jax
 import numpy as np
-from diffl2o_methods import METHODS
-from diffl2o_sets import ProblemSet, make_set
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Lasso
+
+from benchmarks.diffl2o.methods import METHODS
+from benchmarks.diffl2o.sets import ProblemSet, make_set
 
 GAP = 1e-3
 """Mean relative gap that every solver is set to reach."""

@@ -1,4 +1,4 @@
-"""Tables and a picture of benchmarks/results/diffl2o_pac_bayes.json, written by its script."""
+"""Tables and a picture of the PAC-Bayes study, written by its script."""
 
 import functools
 import math
@@ -6,8 +6,9 @@ import pathlib
 
 import matplotlib.figure
 import numpy as np
-from diffl2o_pac_statistics import granulated_tau, partial_tau, seed_interval, tau
 
+from benchmarks.diffl2o_pac_bayes.bounds import granulated_tau, partial_tau, seed_interval, tau
+from benchmarks.pages import beside
 from lohp_jax.files import write_atomically
 
 OUTCOMES = {
@@ -155,12 +156,12 @@ def report(results: dict) -> tuple[str, dict[str, Grid]]:
     grids = {name: read(cells) for name, cells in results["cells"].items()}
     text = [
         "# Does a PAC-Bayes bound predict how Diff-L2O generalises?\n",
-        f"Written by `diffl2o_pac_bayes.py`. Each run trains on m distinct instances with "
-        f"{settings['budget']} / m copies; means are over {seeds} seeds and all settings. Intervals are "
-        "95 %, by a jackknife over seeds. `holds`: share of runs whose held-out loss of the "
-        "posterior is below its bound. `noisy copies`: what noise on copies adds to the held-out loss "
-        "of the solver, against exact copies. Along an axis: mean tau with all else fixed; "
-        "granulated: the mean over axes.\n",
+        "Written by `python -m benchmarks.diffl2o_pac_bayes.run`. Each run trains on m distinct "
+        f"instances with {settings['budget']} / m copies; means are over {seeds} seeds and all "
+        "settings. Intervals are 95 %, by a jackknife over seeds. `holds`: share of runs whose "
+        "held-out loss of the posterior is below its bound. `noisy copies`: what noise on copies adds "
+        "to the held-out loss of the solver, against exact copies. Along an axis: mean tau with all "
+        "else fixed; granulated: the mean over axes.\n",
     ]
     for name, grid in grids.items():
         text.append(f"## {name}\n")
@@ -177,6 +178,6 @@ def write(results: dict, path: pathlib.Path) -> None:
     """Writes the page and the picture beside the results, and prints the page."""
     text, grids = report(results)
     print(text)
-    write_atomically(path.with_suffix(".md"), text.encode())
+    write_atomically(beside(path, "tables.md"), text.encode())
     if grids:
-        draw(grids, results["settings"]["axes"]).savefig(path.with_suffix(".png"), dpi=110)
+        draw(grids, results["settings"]["axes"]).savefig(beside(path, "results.png"), dpi=110)

@@ -5,12 +5,12 @@ its one scalar (most often a learning rate), each on two seeds that are not repo
 but one data set (images, a recorded drive), trials are judged on the examples that are reported, too,
 for all arms alike:
 
-    python benchmarks/hub.py [--tasks NAME ...] [--arms NAME ...] [--theta celo=PATH] [--data DIR]
-    python benchmarks/hub.py --clock [...]
+    python -m benchmarks.hub.run [--tasks NAME ...] [--arms NAME ...] [--theta celo=PATH] [--data DIR]
+    python -m benchmarks.hub.run --clock [...]
 
 The first runs what is missing, seeds and trials in vmapped calls; the second times a step of what is
-there. Each finished task and arm is written to benchmarks/results/hub.json at once and not repeated
-unless its settings, or the weights of the learned optimizer, have changed; `benchmarks/hub_report.py`
+there. Each finished task and arm is written to results.json at once and not repeated
+unless its settings, or the weights of the learned optimizer, have changed; `benchmarks.hub.report`
 turns it into tables and plots.
 """
 
@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import hub_tasks
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,10 +30,11 @@ import optax
 import optax.contrib
 
 import lohp_jax as lj
+from benchmarks.hub import tasks as hub_tasks
 from lohp_jax.files import write_atomically
 from lohp_jax.runs.lohp import environment
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "hub.json"
+RESULTS = pathlib.Path(__file__).with_name("results.json")
 NUM_TRIALS = 5
 TUNING_SEEDS = 2
 LONG = 4

@@ -1,11 +1,11 @@
 """Compares guidance by landscape: fixed weights of gradients, and weights that follow their SNR.
 
-    taskset -c 0 python benchmarks/diffl2o_guidance.py [--sets NAME ...] [--seeds 5]
+    taskset -c 0 python -m benchmarks.diffl2o_guidance.run [--sets NAME ...] [--seeds 5]
         [--sampler ancestral] [--results FILE] [--quick]
 
 A cell is a set of problems, a trained network and a seed of its training; it samples all arms of that
 network. Each is written at once and not repeated. At the end a page and its picture are made of the
-results, also those of an unfinished run with `diffl2o_guidance_report.py`. `--quick` runs everything
+results, also those of an unfinished run with `report.py`. `--quick` runs everything
 with next to no training; its figures mean nothing and go to another file.
 """
 
@@ -17,10 +17,11 @@ import sys
 import time
 from typing import Any
 
-import diffl2o_guidance_report
 import jax
 import numpy as np
-from diffl2o_guidance_arms import (
+
+from benchmarks.diffl2o_guidance import report
+from benchmarks.diffl2o_guidance.arms import (
     ARMS,
     CONTROL_SAMPLES,
     LEAKS,
@@ -39,13 +40,12 @@ from diffl2o_guidance_arms import (
     refine_steps,
     score,
 )
-from diffl2o_guidance_snr import measure_snr
-
+from benchmarks.diffl2o_guidance.snr import measure_snr
 from lohp_jax.files import write_atomically
 from lohp_jax.runs.lohp import environment
 from lohp_jax.types import ProblemFamily
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "diffl2o_guidance.json"
+RESULTS = pathlib.Path(__file__).with_name("results.json")
 NUM_PROBLEMS = 128
 
 
@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> None:
     results["environment"] = environment()
     for name in parsed.sets:
         run_set(name, parsed, results)
-    diffl2o_guidance_report.write(parsed.results)
+    report.write(parsed.results)
 
 
 if __name__ == "__main__":

@@ -373,7 +373,7 @@ def parse_args() -> argparse.Namespace:
     sizes = [10**5, 10**6, 10**7]
     parser.add_argument("--sizes", type=int, nargs="+", default=sizes, help="parameters, about")
     parser.add_argument("--repeats", type=int, default=7, help="of every arm, in turn")
-    default = pathlib.Path(__file__).parent / "results" / "learned_step.json"
+    default = pathlib.Path(__file__).with_name("results.json")
     parser.add_argument("--out", type=pathlib.Path, default=default, help="where the result goes")
     return parser.parse_args()
 
