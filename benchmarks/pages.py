@@ -1,7 +1,11 @@
 """Where the pages of a benchmark lie, and how the tables in them come from its results."""
 
+import argparse
+import json
 import pathlib
 import re
+from collections.abc import Callable
+from typing import Any
 
 from lohp_jax.files import write_atomically
 
@@ -39,3 +43,34 @@ def fill_readme(results: pathlib.Path, parts: dict[str, str]) -> None:
     path = beside(results, "README.md")
     if path.exists():
         write_atomically(path, fill(path.read_text(), parts).encode())
+
+
+def report(
+    doc: str,
+    results: pathlib.Path,
+    write: Callable[[pathlib.Path], None],
+    merge: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
+) -> None:
+    """The command line of a script that makes pages of results.
+
+    Args:
+      doc: of the script; its first line is shown.
+      results: the default file.
+      write: makes the pages of the file that it gets.
+      merge: takes the content of a second file into that of the first; None for a script without
+        `--merge`.
+    """
+    parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
+    parser.add_argument("--results", type=pathlib.Path, default=results)
+    if merge:
+        parser.add_argument(
+            "--merge", type=pathlib.Path, nargs="+", help="files to be taken into --results"
+        )
+    arguments = parser.parse_args()
+    path = arguments.results
+    if merge and arguments.merge:
+        found = json.loads(path.read_text()) if path.exists() else {}
+        for other in arguments.merge:
+            merge(found, json.loads(other.read_text()))
+        write_atomically(path, (json.dumps(found) + "\n").encode())
+    write(path)

@@ -4,16 +4,14 @@ Writes tables.md and results.png beside results.json, and the tables of README.m
 are means over seeds, ± their standard deviation; classic solvers that draw nothing have one.
 """
 
-import argparse
 import json
 import pathlib
-import sys
 from typing import Any
 
 import matplotlib.figure
 import numpy as np
 
-from benchmarks.pages import beside
+from benchmarks import pages
 from lohp_jax.files import write_atomically
 
 RESULTS = pathlib.Path(__file__).with_name("results.json")
@@ -124,6 +122,58 @@ def _throughput(rows: list[dict[str, Any]]) -> list[str]:
     return [*lines, ""]
 
 
+STARTS = {
+    "diffusion_smoothed": "diffusion, guided by a smoothed gradient",
+    "diffusion_gradient": "diffusion, guided by the gradient",
+    "diffusion_parameters": "diffusion, guided by the parameters of the problem",
+    "diffusion_both": "diffusion, by parameters and smoothed gradient",
+    "regression_newton": "regression on the parameters, then normal starts",
+    "centre_newton": "bottom of the bowl, then normal starts around it; no network",
+    "centre_newton_more": "the same with as many gradients as smoothed guidance: 2 and 149 starts",
+    "frame_newton": "normal starts around it alone",
+    "multistart_newton": "starts as the family draws them",
+    "cma": "CMA-ES instead of Newton's method: one run, and up to nine restarts",
+}
+SOLVERS = {
+    "lista": "LISTA with momentum, ten layers",
+    "regression_unrolled": "unrolled network, eight rounds, a regression; FISTA",
+    "diffusion": "diffusion by a network of half as many, evaluated twice; FISTA",
+    "coordinate_descent": "coordinate descent, ten sweeps",
+    "fista": "FISTA",
+    "l2o_pa": "L2O-PA",
+    "l2o_dm": "L2O-DM",
+    "rnnprop": "RNNprop",
+    "adam": "Adam, tuned",
+}
+
+
+def starts_table(methods: dict[str, Any]) -> str:
+    """Share of problems solved from one proposal and from 64."""
+    lines = ["| starts | K = 1 | K = 64 | gradients, K = 64 |", "|---|---|---|---:|"]
+    for method, name in STARTS.items():
+        rows = [list(methods[method][size].values()) for size in ("1", "64")]
+        solved = [spread([row["success"] for row in seeds], 3) for seeds in rows]
+        calls = np.mean([row["gradient_calls"] for row in rows[1]])
+        lines.append(f"| {name} | {' | '.join(solved)} | {f'{calls:.0f}' if calls else ''} |")
+    return "\n".join(lines)
+
+
+def solvers_table(cells: dict[str, Any], sets: dict[str, Any]) -> str:
+    """Mean relative gap of every set of LASSO after ten pairs of products."""
+    names = [name for name in cells if sets[name]["gap"] == "relative"]
+    lines = ["| solver | " + " | ".join(f"`{name}`" for name in names) + " |"]
+    lines += ["|---" * (len(names) + 1) + "|"]
+    for method, label in SOLVERS.items():
+        columns = [label]
+        for name in names:
+            seeds = cells[name].get(method, {}).get("10", {}).values()
+            rows = [row["gap_mean"] for row in seeds if "failed" not in row]
+            same = rows and np.ptp(rows) < 1e-9 * max(rows)  # of a method that draws nothing
+            columns.append(spread(rows[:1] if same else rows) if rows else "")
+        lines.append("| " + " | ".join(columns) + " |")
+    return "\n".join(lines)
+
+
 def draw(results: dict[str, Any]) -> matplotlib.figure.Figure:
     """Gap by pairs of products for sets of LASSO; share of problems solved by K for the others."""
     names = list(results["cells"])
@@ -172,23 +222,20 @@ def merge(results: dict[str, Any], more: dict[str, Any]) -> None:
     results |= {key: more[key] for key in ("quick", "environment", "throughput") if key in more}
 
 
-def main() -> None:
-    """Merges, then writes the page and its picture."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
-    parser.add_argument(
-        "--merge", type=pathlib.Path, nargs="*", default=[], help="files to be taken into --results"
-    )
-    arguments = parser.parse_args()
-    path = arguments.results
-    results = json.loads(path.read_text()) if path.exists() else {}
-    for other in arguments.merge:
-        merge(results, json.loads(other.read_text()))
-    if arguments.merge:
-        write_atomically(path, (json.dumps(results) + "\n").encode())
-    write_atomically(beside(path, "tables.md"), page(results).encode())
-    draw(results).savefig(beside(path, "results.png"), dpi=110)
+def write(path: pathlib.Path) -> None:
+    """Writes the pages and the picture."""
+    results = json.loads(path.read_text())
+    cells, sets = results["cells"], results["sets"]
+    if "rastrigin_n2" in cells and "throughput" in results:
+        parts = {
+            "starts": starts_table(cells["rastrigin_n2"]),
+            "solvers": solvers_table(cells, sets),
+            "throughput": "\n".join(_throughput(results["throughput"])[4:]),
+        }
+        pages.fill_readme(path, parts)
+    write_atomically(pages.beside(path, "tables.md"), page(results).encode())
+    draw(results).savefig(pages.beside(path, "results.png"), dpi=110)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    pages.report(__doc__, RESULTS, write, merge)

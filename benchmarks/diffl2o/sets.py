@@ -16,7 +16,7 @@ from lohp_jax.problems.rastrigin import rastrigin
 from lohp_jax.types import ProblemFamily
 
 NUM_GENERATED = 32
-"""Instances of a set of which there are no published ones."""
+"""Instances of a set of which the file of known optima has none."""
 PAIRS = (10, 20, 100)
 """Budgets on LASSO: products with A and A^T, in pairs."""
 STARTS = (1, 64)
@@ -106,7 +106,7 @@ def _lasso_set(
     *,
     trained_at: tuple[int, int] | None = None,
 ) -> ProblemSet:
-    """A LASSO; published with one A or with many; `trained_at` other sizes and A of their own."""
+    """A LASSO; in the file with one A or with many; `trained_at` other sizes and A of their own."""
     matrix = None if arrays is None else arrays["A"]
     shared = matrix is not None and matrix.ndim == 2
     family = lasso(rows, columns, penalty=penalty, dictionary=matrix if shared else None)
@@ -211,7 +211,7 @@ SETS = tuple(_MAKERS)
 
 
 def make_set(name: str, oracles: pathlib.Path | None) -> ProblemSet:
-    """A set by name: of the published instances where the file has them, else of generated ones.
+    """A set by name: of the instances with known optima where the file has them, else of generated ones.
 
     Args:
       name: one of `SETS`.

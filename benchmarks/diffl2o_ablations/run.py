@@ -5,7 +5,7 @@
 
 One setting at a time differs from the base of its set. The seeds of a setting are trained in one vmapped
 call, and every choice at sampling is tried on the networks of the base. Each cell is written at once and
-not repeated; a table of all cells is printed, and written beside the results, at the end. `--quick` runs
+not repeated; at the end `report.py` makes the pages. `--quick` runs
 all with next to no training; its figures mean nothing.
 """
 
@@ -23,7 +23,8 @@ import jax
 import numpy as np
 
 from benchmarks.diffl2o.sets import ProblemSet, make_set, sized_set
-from benchmarks.pages import beside
+from benchmarks.diffl2o_ablations import report
+from benchmarks.diffl2o_ablations.report import MANY
 from lohp_jax.diffusion.config import DiffusionConfig
 from lohp_jax.diffusion.generator import diffusion_generator
 from lohp_jax.diffusion.guidance import GuidanceConfig, gradient_calls
@@ -43,8 +44,6 @@ from lohp_jax.types import PyTree
 
 RESULTS = pathlib.Path(__file__).with_name("results.json")
 SUCCESS = 1e-2
-MANY = 16
-"""Samples of which the best counts, where there are many minima."""
 TOTAL = 100
 """Steps of sampler and classic optimizer together, on the axis "switch"."""
 DIMENSIONS = (2, 10, 30, 50, 100, 200)
@@ -285,38 +284,6 @@ def run(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
                 add(problem_set, (name, cell.axis, cell.value), cell)
 
 
-def table(results: dict[str, Any]) -> str:
-    """Markdown, mean ± standard deviation over seeds."""
-    lines = [
-        "# Ablations of Diff-L2O",
-        "",
-        "Made by `python -m benchmarks.diffl2o_ablations.run --oracles FILE`; `README.md` says what the "
-        "columns are.",
-        "",
-    ]
-    for name, axes in results["cells"].items():
-        lines += [f"## {name}", "", _HEAD]
-        for axis, rows in axes.items():
-            for value, row in rows.items():
-                shown = " | ".join(_spread(row[column]) for column in _COLUMNS)
-                lines.append(f"| {axis} | {value} | {row['gradient_calls']} | {shown} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-_COLUMNS = ("raw_gap", "refined_gap", "refined_success", "best_gap", "best_success")
-_HEAD = (
-    "| axis | value | gradients of a sample | gap, raw | gap, refined | success, refined "
-    f"| gap, best of {MANY} | success, best of {MANY} |\n|---|---|---:|---:|---:|---:|---:|---:|"
-)
-
-
-def _spread(values: list[float | None]) -> str:
-    if None in values:
-        return "failed"
-    return f"{np.mean(values):.3g} ± {np.std(values, ddof=min(1, len(values) - 1)):.1g}"
-
-
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -343,8 +310,7 @@ def main() -> None:
         raise SystemExit(f"{arguments.results} is not of a run with quick={arguments.quick}.")
     results["environment"] = environment()
     run(arguments, results)
-    write_atomically(beside(arguments.results, "tables.md"), table(results).encode())
-    print(table(results))
+    report.write(arguments.results)
 
 
 if __name__ == "__main__":

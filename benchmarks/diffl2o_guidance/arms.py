@@ -1,4 +1,4 @@
-"""Networks, ways to guide them, and what their samples are worth: the parts of `diffl2o_guidance.py`."""
+"""Networks, ways to guide them, and what their samples are worth: the parts of `run.py`."""
 
 import dataclasses
 import functools

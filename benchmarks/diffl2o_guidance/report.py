@@ -1,18 +1,8 @@
-"""Tables and picture of the guidance by landscape: `python -m benchmarks.diffl2o_guidance.report`.
+"""Tables and picture of the guidance by landscape: `python -m benchmarks.diffl2o_guidance.report`."""
 
-"Success" is the share of held-out problems with a gap under 0.01, the "gap" is the mean of f - f*, for
-LASSO over f*; f* is the objective at the label. "K = 1" is the mean over 16 samples, "K = 16" the best
-of them. Refined is after 20 steps of damped Newton, for LASSO 10 of FISTA. Spreads are standard
-deviations over seeds of training; all seeds and networks share the problems. "Matched" is a network that
-was trained with parameters alone and spends as many gradients as the arm on more starts, for LASSO on
-more steps.
-"""
-
-import argparse
 import itertools
 import json
 import pathlib
-import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,10 +10,18 @@ import matplotlib.figure
 import numpy as np
 import scipy.stats
 
+from benchmarks import pages
 from benchmarks.diffl2o_guidance.arms import ARMS, LEAKS, NETWORKS, SAMPLER_STEPS, SAMPLES
-from benchmarks.pages import beside
 from lohp_jax.files import write_atomically
 
+HEAD = (
+    '"Success" is the share of held-out problems with a gap under 0.01, the "gap" is the mean of '
+    'f - f*, for LASSO over f*; f* is the objective at the label. "K = 1" is the mean over 16 '
+    'samples, "K = 16" the best of them. Refined is after 20 steps of damped Newton, for LASSO 10 of '
+    "FISTA. Spreads are standard deviations over seeds of training; all seeds and networks share the "
+    'problems. "Matched" is a network that was trained with parameters alone and spends as many '
+    "gradients as the arm on more starts, for LASSO on more steps."
+)
 RESULTS = pathlib.Path(__file__).with_name("results.json")
 FIXED = [name for name, arm in ARMS.items() if arm.network == "fixed" and not arm.adaptive]
 FIXED = [name for name in FIXED if not name.startswith("blind")]
@@ -152,6 +150,44 @@ def set_table(cells: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def short_comparison(sets: dict[str, Any]) -> str:
+    """Solved after refinement by what guides, and the same gradients spent on more samples."""
+    lines = [
+        "| set | samples | parameters alone | the same, as many gradients | parameters and smoothed "
+        "gradient | Wiener weights over best fixed | learned over best fixed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (name, cells), (stage, k) in itertools.product(sets.items(), STAGES[1:]):
+        guided = rows_of(cells, "smoothed_1")
+        calls = str(guided[0]["sampling_calls"])
+        columns = [
+            _success([row["refined"][k] for row in rows_of(cells, "parameters_alone")]),
+            _success([cell["matched"][calls][k] for cell in cells["alone"].values()]),
+            _success([row["refined"][k] for row in guided]),
+        ]
+        for arms in (ADAPTIVE["Wiener, all parts"], ADAPTIVE["learned, all parts"]):
+            it = against_best(cells, arms, stage, k, "success")
+            columns.append(f"{it['difference']:+.3f} {verdict(it)}")
+        lines.append(
+            f"| {name} | {'one' if k == '1' else f'best of {k}'} | {' | '.join(columns)} |"
+        )
+    return "\n".join(lines)
+
+
+def short_snr_table(snr: dict[str, Any]) -> str:
+    """Median weights of the smoothed gradient, and what four pairs of probes miss at log SNR 0."""
+    lines = [
+        "| set | log SNR 8 | 4 | 0 | -4 | -8 | error of 4 pairs at 0 |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, found in snr.items():
+        it = found["smoothed_gradient"]
+        places = [found["levels"].index(level) for level in (8, 4, 0, -4, -8)]
+        medians = [f"{it['weight']['median'][place]:.2f}" for place in places]
+        lines.append(f"| {name} | {' | '.join(medians)} | {it['error'][places[2]]:.2f} |")
+    return "\n".join(lines)
+
+
 def draw_weights(snr: dict[str, Any]) -> matplotlib.figure.Figure:
     """Wiener weights by noise level: median, quartiles, and the error of the few probes of a gate."""
     figure = matplotlib.figure.Figure(figsize=(12, 2.9 * -(-len(snr) // 4)), layout="constrained")
@@ -213,12 +249,15 @@ def write(path: pathlib.Path) -> None:
     results = json.loads(path.read_text())
     sets = {name: complete(cells) for name, cells in results["cells"].items() if name not in LEAKS}
     sets = {name: cells for name, cells in sets.items() if cells}
-    picture = beside(path, "snr.png")
+    picture = pages.beside(path, "snr.png")
     if results["snr"]:
         draw_weights(results["snr"]).savefig(picture, dpi=100)
+    if sets and results["snr"]:
+        parts = {"success": short_comparison(sets), "weights": short_snr_table(results["snr"])}
+        pages.fill_readme(path, parts)
     parts = [
         "# Guidance of Diff-L2O by landscape",
-        __doc__.partition("\n\n")[2].replace("\n", " ").strip(),
+        HEAD,
         f"Sampler: {results['sampler']}, {SAMPLER_STEPS} steps.",
         "## Do adaptive weights reach the best fixed ones?",
         f"Fixed: {', '.join(FIXED)}. The best is chosen on half of the problems and measured on the "
@@ -238,15 +277,8 @@ def write(path: pathlib.Path) -> None:
     for name, cells in results["cells"].items():
         seeds = ", ".join(f"{network} {len(found)}" for network, found in cells.items())
         parts += [f"### {name}", f"Seeds: {seeds}.", set_table(cells)]
-    write_atomically(beside(path, "tables.md"), ("\n\n".join(parts) + "\n").encode())
-
-
-def main() -> None:
-    """Writes the page."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
-    write(parser.parse_args().results)
+    write_atomically(pages.beside(path, "tables.md"), ("\n\n".join(parts) + "\n").encode())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    pages.report(__doc__, RESULTS, write)

@@ -4,8 +4,8 @@
         [--sampler ancestral] [--results FILE] [--quick]
 
 A cell is a set of problems, a trained network and a seed of its training; it samples all arms of that
-network. Each is written at once and not repeated. At the end a page and its picture are made of the
-results, also those of an unfinished run with `report.py`. `--quick` runs everything
+network. Each is written at once and not repeated. At the end pages and a picture are made of the
+results; `benchmarks.diffl2o_guidance.report` does so for an unfinished run. `--quick` runs everything
 with next to no training; its figures mean nothing and go to another file.
 """
 

@@ -1,16 +1,18 @@
-"""Tables and a picture of the PAC-Bayes study, written by its script."""
+"""Tables and a picture of the PAC-Bayes study: `python -m benchmarks.diffl2o_pac_bayes.report`."""
 
 import functools
+import json
 import math
 import pathlib
 
 import matplotlib.figure
 import numpy as np
 
+from benchmarks import pages
 from benchmarks.diffl2o_pac_bayes.bounds import granulated_tau, partial_tau, seed_interval, tau
-from benchmarks.pages import beside
 from lohp_jax.files import write_atomically
 
+RESULTS = pathlib.Path(__file__).with_name("results.json")
 OUTCOMES = {
     "held_out": "held-out loss of the solver",
     "gap": "held-out minus training loss of the solver",
@@ -126,6 +128,35 @@ def _cell(values: tuple[float, float, float], digits: int = 2) -> str:
     return f"{value} [{low}, {high}]"
 
 
+def short_summary(grids: dict[str, Grid], axes: dict[str, list]) -> str:
+    """By m and family: mean losses of the solver, and the bounds of the posterior's."""
+    names = {
+        "train": "training",
+        "held_out": "held-out",
+        "bound": "bound",
+        "test_set_bound": "test-set bound",
+    }
+    header = ["m", *(f"{family}: {name}" for family in grids for name in names.values())]
+    lines = ["| " + " | ".join(header) + " |", "|---:" * len(header) + "|"]
+    for i, m in enumerate(axes["m"]):
+        means = [f"{grid[name][i].mean():.3f}" for grid in grids.values() for name in names]
+        lines.append("| " + " | ".join([str(m), *means]) + " |")
+    return "\n".join(lines)
+
+
+def short_correlations(grids: dict[str, Grid]) -> str:
+    """Kendall's tau of predictors with the generalisation gap of the solver."""
+    columns = ("tau", "at fixed m")
+    header = ["predictor", *(f"{family}: {column}" for family in grids for column in columns)]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for name, title in PREDICTORS.items():
+        found = [
+            correlations(grid, name, "gap")[column] for grid in grids.values() for column in columns
+        ]
+        lines.append("| " + " | ".join([title, *(_cell(values) for values in found)]) + " |")
+    return "\n".join(lines)
+
+
 def draw(grids: dict[str, Grid], axes: dict[str, list]) -> matplotlib.figure.Figure:
     """Losses and bounds by m, then every run: bound and held-out loss, slack and gap."""
     size = (12, 3.5 * len(grids))
@@ -174,10 +205,17 @@ def report(results: dict) -> tuple[str, dict[str, Grid]]:
     return "\n".join(text), {name: grid for name, grid in grids.items() if grid is not None}
 
 
-def write(results: dict, path: pathlib.Path) -> None:
-    """Writes the page and the picture beside the results, and prints the page."""
+def write(path: pathlib.Path) -> None:
+    """Writes the pages and the picture beside the results."""
+    results = json.loads(path.read_text())
     text, grids = report(results)
-    print(text)
-    write_atomically(beside(path, "tables.md"), text.encode())
+    write_atomically(pages.beside(path, "tables.md"), text.encode())
     if grids:
-        draw(grids, results["settings"]["axes"]).savefig(beside(path, "results.png"), dpi=110)
+        axes = results["settings"]["axes"]
+        parts = {"losses": short_summary(grids, axes), "tau": short_correlations(grids)}
+        pages.fill_readme(path, parts)
+        draw(grids, axes).savefig(pages.beside(path, "results.png"), dpi=110)
+
+
+if __name__ == "__main__":
+    pages.report(__doc__, RESULTS, write)

@@ -1,13 +1,13 @@
 """Asks if a PAC-Bayes bound predicts how Diff-L2O generalises, and what noisy copies are worth.
 
     taskset -c 0 python -m benchmarks.diffl2o_pac_bayes.run [--families NAME ...] [--seeds 5]
-        [--results FILE] [--quick] [--report]
+        [--results FILE] [--quick]
 
 Every run trains on m distinct instances with 2048 / m copies of each, the first exact and the others
 with noise on their solutions. A cell is a family and a setting of width, learning rate, alpha and
 noise; it trains all m and seeds at once, is written at once and not repeated. `--quick` hardly trains
-and writes to another file. At the end, or at once with `--report`, comes `diffl2o_pac_bayes.md` with a
-picture.
+and writes to another file. At the end come tables and a picture; `benchmarks.diffl2o_pac_bayes.report`
+makes them of what is there.
 """
 
 import argparse
@@ -155,7 +155,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--results", type=pathlib.Path)
     parser.add_argument("--quick", action="store_true", help="next to no training")
-    parser.add_argument("--report", action="store_true", help="of the results that are there")
     parsed = parser.parse_args(arguments)
     parsed.effort, parsed.axes = (QUICK, QUICK_AXES) if parsed.quick else (Effort(), AXES)
     if parsed.seeds is not None:
@@ -175,13 +174,12 @@ def main() -> None:
     results = {"settings": settings, "cells": {}}
     if arguments.results.exists():
         results = json.loads(arguments.results.read_text())
-    if not arguments.report:
-        if results["settings"] != settings:
-            raise SystemExit(f"{arguments.results} is of other settings: {results['settings']}.")
-        results["environment"] = environment()
-        for name in arguments.families:
-            run_family(name, arguments, results)
-    report.write(results, arguments.results)
+    if results["settings"] != settings:
+        raise SystemExit(f"{arguments.results} is of other settings: {results['settings']}.")
+    results["environment"] = environment()
+    for name in arguments.families:
+        run_family(name, arguments, results)
+    report.write(arguments.results)
 
 
 if __name__ == "__main__":

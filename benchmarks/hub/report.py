@@ -1,110 +1,57 @@
 """Tables and plots of HUB and its rivals: `python -m benchmarks.hub.report [--merge FILE ...]`.
 
-Writes tables.md and its pictures beside results.json.
-
-The cost of a run is its objective, or one minus its accuracy; one that ends with anything not finite,
-or above its start, costs what its start does and has failed. So has one that goes less than half of the
-way, in logarithms, from its start to the cost of the tuned hand-designed arm. Costs are interquartile means over seeds, with nominal 95 % bootstrap intervals,
-which are too narrow for five seeds. "Times the hand-designed" is the time for each gradient, measured in
-turn with that arm; "hand-designed in the same time" is what that arm reaches in as much time, run longer
-at the rate that was best for the shorter run. `constant_best` tunes its weight; its rate is the middle
-one of those that the others try. Rates that were equally good in tuning are marked "tie".
+Writes tables.md and its pictures beside results.json, and the tables of README.md.
 """
 
-import argparse
 import json
 import pathlib
-import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib.figure
 import numpy as np
-import scipy.stats
 
+from benchmarks import pages
 from benchmarks.hub import tasks as hub_tasks
-from benchmarks.pages import beside
+from benchmarks.hub.standings import (
+    Cell,
+    iqm,
+    keeps_up,
+    read_cells,
+    stand,
+    tells_apart,
+)
 from lohp_jax.files import write_atomically
 
 RESULTS = pathlib.Path(__file__).with_name("results.json")
-TOLERANCE = 1.02
-POINTS = 0.005
-"""Of accuracy, that count as no difference."""
-NUM_RESAMPLES = 2000
-
-
-class Cell(NamedTuple):
-    """An arm on a task.
-
-    Attributes:
-      costs: `[seeds]` at the end.
-      curves: `[seeds, records + 1]`.
-      failed: `[seeds]` bool.
-      floor: costs below it are not told apart.
-      slack: difference of costs that is none.
-      mean: interquartile mean of the costs.
-      interval: its 95 % bootstrap interval.
-      clock: time of a gradient over that of the hand-designed arm, nan where it has not been measured.
-      row: what the benchmark wrote.
-    """
-
-    costs: np.ndarray
-    curves: np.ndarray
-    failed: np.ndarray
-    floor: float
-    slack: float
-    mean: float
-    interval: tuple[float, float]
-    clock: float
-    row: dict[str, Any]
-
-
-def iqm(values: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Mean of the middle half."""
-    return scipy.stats.trim_mean(values, 0.25, axis=axis)
-
-
-def bootstrap(values: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the interquartile mean over the first axis."""
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    found = scipy.stats.bootstrap(
-        (values,), iqm, n_resamples=NUM_RESAMPLES, method="percentile", rng=0, vectorized=True
-    )
-    return tuple(map(float, found.confidence_interval))
-
-
-def read_costs(row: dict[str, Any], metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Costs along the runs, `[seeds, records + 1]`, those that count at the end, and which are lost."""
-    curves = hub_tasks.cost_of(metric)(np.array(row["scores"], float))  # None becomes nan
-    loss = np.array(row["final"]["loss"], float)
-    start = curves[:, :1]
-    curves = np.where(np.isfinite(curves), curves, start)
-    lost = ~np.isfinite(loss) | (curves[:, -1] > start[:, 0])
-    return curves, np.where(lost, start[:, 0], curves[:, -1]), lost
-
-
-def read_cells(results: dict[str, Any]) -> dict[str, dict[str, Cell]]:
-    """Cells by task and arm."""
-    cells = {}
-    for task, found in results.items():
-        accuracy = found["metric"] == "accuracy"
-        read = {arm: read_costs(row, found["metric"]) for arm, row in found["arms"].items()}
-        hand = iqm(read["hand"][1])
-        cells[task] = {}
-        for arm, row in found["arms"].items():
-            curves, costs, lost = read[arm]
-            cells[task][arm] = Cell(
-                costs=costs,
-                curves=curves,
-                failed=lost | (costs > np.sqrt(curves[:, 0] * hand)),
-                floor=0.5 / found["num_query"] if accuracy else 1e-12,
-                slack=POINTS if accuracy else 0.0,
-                mean=float(iqm(costs)),
-                interval=bootstrap(costs),
-                clock=row.get("times_hand", np.nan),
-                row=row,
-            )
-    return cells
+HEAD = (
+    "The cost of a run is its objective, or one minus its accuracy; one that ends with anything not "
+    "finite, or above its start, costs what its start does and has failed. So has one that goes less "
+    "than half of the way, in logarithms, from its start to the cost of the tuned hand-designed arm. "
+    "Costs are interquartile means over seeds, with nominal 95 % bootstrap intervals, which are too "
+    'narrow for five seeds. "Times the hand-designed" is the time for each gradient, measured in turn '
+    'with that arm; "hand-designed in the same time" is what that arm reaches in as much time, run '
+    "longer at the rate that was best for the shorter run. `constant_best` tunes its weight; its rate "
+    "is the middle one of those that the others try. Rates that were equally good in tuning are marked "
+    '"tie".'
+)
+NAMES = {
+    "hand": "hand-designed alone, tuned",
+    "hand_long": "hand-designed with four times the gradients",
+    "hand_cosine": "hand-designed, its rate falling along a cosine",
+    "hand_default": "hand-designed at a rate of .001",
+    "adamw": "AdamW",
+    "prodigy": "Prodigy",
+    "alone": "learned alone",
+    "hub_vanilla": "HUB as published, vanilla",
+    "hub_invert": "HUB as published, inverted",
+    "hub_trust": "HUB, trust region",
+    "hub_trust_untuned": "HUB, trust region, not tuned",
+    "constant_half": "half of each",
+    "lgl2o_race": "LGL2O, a race at half as many steps",
+    "lgl2o_candidate": "LGL2O, every step of the two tried",
+}
+RULES = {"small": "ships", "celo": "Celo"}
+LIQUID, VOLUMES = ("ltc_sine_8", "ltc_sine_16"), ("siren", "siren_brain")
 
 
 def in_the_same_time(cells: dict[str, Cell], arm: str) -> str:
@@ -155,72 +102,6 @@ def task_table(found: dict[str, Any], cells: dict[str, Cell]) -> str:
     return "\n".join(lines)
 
 
-class Standing(NamedTuple):
-    """An arm over all its tasks; ratios are of its cost to that of the tuned hand-designed arm.
-
-    Attributes:
-      ratio: geometric mean over tasks of the ratio of interquartile means.
-      interval: its 95 % bootstrap interval over seeds, the same for both arms, for each task apart.
-      worst: the largest ratio of a task.
-      within: tasks on which the arm keeps up with the better of its two arms.
-      tasks: all of them.
-      failed: failed runs.
-      runs: all of them.
-    """
-
-    ratio: float
-    interval: tuple[float, float]
-    worst: float
-    within: int
-    tasks: int
-    failed: int
-    runs: int
-
-
-def stand(tasks: dict[str, dict[str, Cell]], arm: str, learned: str) -> Standing:
-    """Puts an arm beside the tuned hand-designed one and the learned one on tasks that have all."""
-    pairs = [(row[arm], row["hand"]) for row in tasks.values()]
-    every = np.array([log_ratio(cell, hand) for cell, hand in pairs])
-    rng = np.random.default_rng(0)
-    means = np.mean(
-        [
-            log_ratio(
-                *pair, rng.integers(len(pair[0].costs), size=(len(pair[0].costs), NUM_RESAMPLES))
-            )
-            for pair in pairs
-        ],
-        axis=0,
-    )
-    return Standing(
-        ratio=float(np.exp(every.mean())),
-        interval=tuple(np.exp(np.quantile(means, [0.025, 0.975])).tolist()),
-        worst=float(np.exp(every.max())),
-        within=sum(keeps_up(row, arm, learned) for row in tasks.values()),
-        tasks=len(tasks),
-        failed=sum(int(cell.failed.sum()) for cell, _ in pairs),
-        runs=sum(len(cell.failed) for cell, _ in pairs),
-    )
-
-
-def log_ratio(cell: Cell, other: Cell, seeds: Any = slice(None)) -> np.ndarray:
-    """Of interquartile means over the seeds given."""
-    costs = [np.maximum(iqm(c.costs[seeds]), c.floor) for c in (cell, other)]
-    return np.log(costs[0] / costs[1])
-
-
-def keeps_up(row: dict[str, Cell], arm: str, learned: str) -> bool:
-    """Whether an arm is at most 2 %, or half a point of accuracy, worse than the better of its two."""
-    best = min(row["hand"].mean, row[learned].mean)
-    return row[arm].mean <= TOLERANCE * best + row[arm].slack
-
-
-def tells_apart(row: dict[str, Cell], rule: str) -> bool:
-    """Whether the hand-designed arm learns, and any two arms with a rule differ by the tolerance."""
-    means = [cell.mean for arm, cell in row.items() if arm.split("/")[0] in ("hand", rule)]
-    learns = row["hand"].failed.mean() < 0.5
-    return learns and max(means) > TOLERANCE * min(means) + row["hand"].slack
-
-
 def overall(cells: dict[str, dict[str, Cell]], rule: str) -> list[str]:
     """Every arm with one learned optimizer over the tasks that have been run with it."""
     learned, trust, invert = (f"{rule}/{arm}" for arm in ("alone", "hub_trust", "hub_invert"))
@@ -260,6 +141,61 @@ def overall(cells: dict[str, dict[str, Cell]], rule: str) -> list[str]:
         "\n".join(lines),
         f"`{trust}` does not keep up on: {', '.join(behind) or 'none'}.",
     ]
+
+
+def over_tasks(cells: dict[str, dict[str, Cell]]) -> str:
+    """The arms that most tasks have, with each learned optimizer."""
+    lines = [
+        "| arm | learned | tasks | cost over tuned hand-designed | 95 % interval | worst task "
+        "| keeps up on | failed |",
+        "|---|---|---:|---:|---|---:|---:|---:|",
+    ]
+    shown = ("hub_trust", "hub_invert", "constant_half", "hub_vanilla", "lgl2o_race", "alone")
+    for rule, name in RULES.items():
+        have = {t: r for t, r in cells.items() if f"{rule}/alone" in r and tells_apart(r, rule)}
+        for arm in (*(f"{rule}/{arm}" for arm in shown), "hand", "prodigy"):
+            tasks = {task: row for task, row in have.items() if arm in row}
+            if not tasks:
+                continue
+            it = stand(tasks, arm, f"{rule}/alone")
+            low, high = it.interval
+            lines.append(
+                f"| {NAMES[arm.rpartition('/')[2]]} | {name} | {it.tasks} | {it.ratio:.2f} "
+                f"| {low:.2f} to {high:.2f} | {it.worst:.3g} | {it.within} | {it.failed} of {it.runs} |"
+            )
+    return "\n".join(lines)
+
+
+def beside_each_other(cells: dict[str, dict[str, Cell]], tasks: tuple[str, ...]) -> str:
+    """Costs of the arms with a name on some tasks, the best on the first of them first."""
+    tasks = tuple(task for task in tasks if task in cells)
+    arms = {arm: None for task in tasks for arm in cells[task]}
+    shown = {a: NAMES[a.rpartition("/")[2]] for a in arms if a.rpartition("/")[2] in NAMES}
+    lines = [
+        "| arm | learned | " + " | ".join(f"`{task}`" for task in tasks) + " | failed |",
+        "|---|---" + "|---:" * (len(tasks) + 1) + "|",
+    ]
+
+    def cost(arm):
+        return [cells[task][arm].mean if arm in cells[task] else np.inf for task in tasks]
+
+    for arm, name in sorted(shown.items(), key=lambda pair: cost(pair[0])):
+        found = [cells[task].get(arm) for task in tasks]
+        rule = RULES.get(arm.rpartition("/")[0], "")
+        columns = ["" if cell is None else f"{cell.mean:.3g}" for cell in found]
+        failed = sum(int(cell.failed.sum()) for cell in found if cell)
+        runs = sum(len(cell.failed) for cell in found if cell)
+        lines.append(f"| {name} | {rule} | {' | '.join(columns)} | {failed} of {runs} |")
+    return "\n".join(lines)
+
+
+def summary(cells: dict[str, dict[str, Cell]]) -> dict[str, str]:
+    """Tables of README.md by name."""
+    return {
+        "over tasks": over_tasks(cells),
+        "liquid": beside_each_other(cells, LIQUID),
+        "volumes": beside_each_other(cells, VOLUMES),
+    }
 
 
 def draw_curves(cells: dict[str, dict[str, Cell]], rule: str) -> matplotlib.figure.Figure:
@@ -320,28 +256,15 @@ def merge(results: dict[str, Any], more: dict[str, Any]) -> None:
     results.update(ordered)
 
 
-def main() -> None:
-    """Writes the page and its pictures."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
-    parser.add_argument(
-        "--merge", type=pathlib.Path, nargs="*", default=[], help="files to be taken into --results"
-    )
-    arguments = parser.parse_args()
-    path = arguments.results
-    results = json.loads(path.read_text()) if path.exists() or not arguments.merge else {}
-    for other in arguments.merge:
-        merge(results, json.loads(other.read_text()))
-    if arguments.merge:
-        write_atomically(path, (json.dumps(results) + "\n").encode())
+def write(path: pathlib.Path) -> None:
+    """Writes the pages and the pictures."""
+    results = json.loads(path.read_text())
     results = {task: found for task, found in results.items() if "hand" in found["arms"]}
     cells = read_cells(results)
-    parts = [
-        "# HUB and its rivals",
-        __doc__.partition("results.json.")[2].replace("\n", " ").strip(),
-    ]
+    pages.fill_readme(path, summary(cells))
+    parts = ["# HUB and its rivals", HEAD]
     for rule in sorted({arm.split("/")[0] for row in cells.values() for arm in row if "/" in arm}):
-        picture = beside(path, f"{rule}.png")
+        picture = pages.beside(path, f"{rule}.png")
         drawn = {task: row for task, row in cells.items() if f"{rule}/alone" in row}
         draw_curves(drawn, rule).savefig(picture, dpi=110)
         parts += [f"## With `{rule}` as the learned optimizer", *overall(cells, rule)]
@@ -349,8 +272,8 @@ def main() -> None:
     parts += ["## Task by task"]
     for task, row in cells.items():
         parts += task_section(task, results[task], row)
-    write_atomically(beside(path, "tables.md"), ("\n\n".join(parts) + "\n").encode())
+    write_atomically(pages.beside(path, "tables.md"), ("\n\n".join(parts) + "\n").encode())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    pages.report(__doc__, RESULTS, write, merge)

@@ -29,9 +29,16 @@ import numpy as np
 import optax
 import optax.contrib
 
-import lohp_jax as lj
 from benchmarks.hub import tasks as hub_tasks
 from lohp_jax.files import write_atomically
+from lohp_jax.optimizers.blends import constant_blend, graft
+from lohp_jax.optimizers.hub import block_wise, hub
+from lohp_jax.optimizers.lgl2o import lgl2o
+from lohp_jax.optimizers.pretrained import pretrained, pretrained_optimizer
+from lohp_jax.optimizers.reinit import increase_steps, min_loss_reinit
+from lohp_jax.optimizers.theta import load_theta
+from lohp_jax.optimizers.trust import hub_trust
+from lohp_jax.optimizers.velo import celo, velo
 from lohp_jax.runs.lohp import environment
 
 RESULTS = pathlib.Path(__file__).with_name("results.json")
@@ -99,27 +106,27 @@ def with_learned(task: hub_tasks.Task, learned: Callable[[int], Any]) -> dict[st
     default = task.hand(rates[NUM_TRIALS // 2])
     blocks = {}
     if task.is_new:
-        modes = {f"hub_{k}": lj.block_wise(task.is_new, literal=v) for k, v in _BLOCKS.items()}
-        blocks = {name: Arm(both(lj.hub, mode=mode), rates) for name, mode in modes.items()}
+        modes = {f"hub_{k}": block_wise(task.is_new, literal=v) for k, v in _BLOCKS.items()}
+        blocks = {name: Arm(both(hub, mode=mode), rates) for name, mode in modes.items()}
     return blocks | {
         "alone": Arm(lambda _, n: learned(n), (1.0,)),
-        "lgl2o_race": Arm(both(lj.lgl2o, mode="race", num_steps=10), rates, gradients=2),
-        "lgl2o_candidate": Arm(both(lj.lgl2o, mode="candidate"), rates),
-        "increase_steps": Arm(lambda _, n: lj.increase_steps(learned, n), (1.0,)),
-        "min_loss_reinit": Arm(lambda _, n: lj.min_loss_reinit(learned(n)), (1.0,)),
-        "constant_1_over_K": Arm(both(lj.constant_blend, "size"), rates),
-        "constant_half": Arm(both(lj.constant_blend, 0.5), rates),
+        "lgl2o_race": Arm(both(lgl2o, mode="race", num_steps=10), rates, gradients=2),
+        "lgl2o_candidate": Arm(both(lgl2o, mode="candidate"), rates),
+        "increase_steps": Arm(lambda _, n: increase_steps(learned, n), (1.0,)),
+        "min_loss_reinit": Arm(lambda _, n: min_loss_reinit(learned(n)), (1.0,)),
+        "constant_1_over_K": Arm(both(constant_blend, "size"), rates),
+        "constant_half": Arm(both(constant_blend, 0.5), rates),
         "constant_best": Arm(
-            lambda weight, n: lj.constant_blend(default, learned(n), weight), _WEIGHTS
+            lambda weight, n: constant_blend(default, learned(n), weight), _WEIGHTS
         ),
-        "graft": Arm(both(lj.graft), rates),
-        "hub_vanilla": Arm(both(lj.hub, mode="vanilla"), rates),
-        "hub_invert": Arm(both(lj.hub, mode="invert"), rates),
-        "hub_clipped": Arm(both(lj.hub, mode="vanilla", clip=(0.1, 0.9)), rates),
-        "hub_trust": Arm(both(lj.hub, mode="trust"), rates),
-        "hub_trust_optimistic": Arm(both(lj.hub_trust, optimism=0.3), rates),
-        "hub_spike": Arm(both(lj.hub, mode="spike"), rates),
-        "hub_online": Arm(both(lj.hub, mode="online"), rates),
+        "graft": Arm(both(graft), rates),
+        "hub_vanilla": Arm(both(hub, mode="vanilla"), rates),
+        "hub_invert": Arm(both(hub, mode="invert"), rates),
+        "hub_clipped": Arm(both(hub, mode="vanilla", clip=(0.1, 0.9)), rates),
+        "hub_trust": Arm(both(hub, mode="trust"), rates),
+        "hub_trust_optimistic": Arm(both(hub_trust, optimism=0.3), rates),
+        "hub_spike": Arm(both(hub, mode="spike"), rates),
+        "hub_online": Arm(both(hub, mode="online"), rates),
     }
 
 
@@ -256,15 +263,13 @@ def _rounded(values: Iterable[float]) -> list[float | None]:
     return [float(f"{v:.4g}") if np.isfinite(v) else None for v in values]
 
 
-RULES = {"celo": lj.celo, "velo": lj.velo}
+RULES = {"celo": celo, "velo": velo}
 
 
 def learned_rules(thetas: dict[str, str]) -> dict[str, tuple[Callable[[int], Any], str]]:
     """The learned optimizers with digests: what ships, and Celo's or VeLO's weights where given."""
-    loaded = {name: lj.load_theta(path) for name, path in thetas.items()}
-    made = {
-        "small": (lambda n: lj.pretrained_optimizer("small", n), digest(lj.pretrained("small")))
-    }
+    loaded = {name: load_theta(path) for name, path in thetas.items()}
+    made = {"small": (lambda n: pretrained_optimizer("small", n), digest(pretrained("small")))}
     return made | {
         name: (lambda n, name=name: RULES[name](loaded[name], n), digest(loaded[name]))
         for name in loaded
@@ -300,7 +305,7 @@ def all_arms(
         arms |= {f"{rule}/{arm}": it._replace(theta=theta) for arm, it in found}
     return arms | {
         "small/alone_tuned": Arm(
-            lambda rate, n: lj.pretrained_optimizer("small", n, learning_rate=rate),
+            lambda rate, n: pretrained_optimizer("small", n, learning_rate=rate),
             task.rates,
             theta=rules["small"][1],
         ),

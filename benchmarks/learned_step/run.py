@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.learned_step.report import write
 from lohp_jax.optimizers import features
 from lohp_jax.optimizers.blends import constant_blend
 from lohp_jax.optimizers.celo2 import scale_by_celo2
@@ -402,6 +403,7 @@ def main():
             print(format_row(report["rows"][-1]), flush=True)
     report["machine"]["load_average_after"] = os.getloadavg()
     args.out.write_text(json.dumps(report, indent=1) + "\n")
+    write(args.out)
 
 
 if __name__ == "__main__":

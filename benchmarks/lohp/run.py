@@ -18,6 +18,8 @@ import sys
 
 import numpy as np
 
+from benchmarks.lohp import report
+
 LEARNED = ("lohp", "cloning", "hypernetwork", "hypernetwork_regression", "paper_literal")
 DECOUPLED = ("lohp", "cloning", "hypernetwork_regression")
 
@@ -102,6 +104,7 @@ def main() -> None:
         for row in table:
             spread = f"{row['accuracy']:.3f} ± {row['accuracy_std_over_seeds']:.3f}"
             print(f"  {row['method']:26s} {spread}   worst task {row['accuracy_min']:.3f}")
+    report.write(arguments.results)
 
 
 if __name__ == "__main__":

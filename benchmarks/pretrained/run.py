@@ -9,8 +9,8 @@ Rows of families and horizons that are not run again stay, as long as they are o
 
 `--run` is the directory of the `lohp meta-train` that made it; its config and curve go into the results.
 Adam's learning rate is chosen for each family, horizon and score apart, on the very tasks that are
-reported; the learned optimizer has one setting for all. Writes results.json
-and prints a table.
+reported; the learned optimizer has one setting for all. Writes results.json and
+the table of README.md.
 """
 
 import argparse
@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.pretrained.report import write
 from lohp_jax.evaluation.learning import ADAM_RATES, SCORES, adam, adam_settings, make_trainer
 from lohp_jax.optimizers.pretrained import PRETRAINED, pretrained
 from lohp_jax.optimizers.small import pack_rate, small_optimizer, small_start
@@ -206,6 +207,7 @@ def main() -> None:
         "rows": rows,
     }
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    write(arguments.out)
     for line in report["against_adam"]:
         print(
             f"{line['family']:13s}{line['num_steps']:6d} {line['score']:11s} "

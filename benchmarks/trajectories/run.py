@@ -30,9 +30,13 @@ import numpy as np
 import optax
 import torch
 
-from lohp_jax import TaskFamily, image_set, make_family, make_optimizer, rollout
+from benchmarks.trajectories.report import write
+from lohp_jax.data import image_set
+from lohp_jax.optimizers import make_optimizer
+from lohp_jax.tasks import make_family
 from lohp_jax.trajectories.prepare import perturb
-from lohp_jax.types import Params, PyTree
+from lohp_jax.trajectories.rollout import rollout
+from lohp_jax.types import Params, PyTree, TaskFamily
 
 LOOP_TASKS = 100
 """Tasks that the loop and PyTorch measure, whose time per step does not depend on their number."""
@@ -563,6 +567,7 @@ def main():
     report["noise"] = noise(report["rows"])
     print(f"\n{report['noise']}")
     args.out.write_text(json.dumps(report, indent=1) + "\n")
+    write(args.out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The report of Diff-L2O says what its cells say."""
 
 import json
-import sys
 
 import pytest
 
@@ -47,12 +46,11 @@ def test_files_are_merged_by_cell(tmp_path):
         report.merge(first, second | {"quick": True})
 
 
-def test_the_page_and_the_picture(tmp_path, monkeypatch):
+def test_the_page_and_the_picture(tmp_path):
     path = tmp_path / "found.json"
     path.write_text(
         json.dumps(results(fista_restart={"10": {"0": cell(0.5)}, "20": {"0": cell(0.1)}}))
     )
-    monkeypatch.setattr(sys, "argv", ["report", "--results", str(path)])
-    report.main()
+    report.write(path)
     assert "2 instances, optima proven; 1 seeds" in (tmp_path / "tables_found.md").read_text()
     assert (tmp_path / "results_found.png").stat().st_size > 1000
