@@ -86,7 +86,7 @@ def over_tasks(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """`jax.vmap(fn)` on an accelerator, `fn` for one task after another on a CPU; one compiled call.
 
     XLA multiplies batches of small matrices on a CPU two to three times slower than the same
-    matrices one by one (`benchmarks/trajectories.py`), and keeps what every task holds in between.
+    matrices one by one (`benchmarks/trajectories`), and keeps what every task holds in between.
     """
 
     together = jax.vmap(fn)

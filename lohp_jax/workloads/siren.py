@@ -40,8 +40,8 @@ def siren(
         splits. None: every task is a `synthetic_volume` of its own.
       size: of a synthetic volume.
       ratio: of compression.
-      hidden_layers: sine layers; the first is 2.2 times as wide as the others. Their published number
-        is not known to us.
+      hidden_layers: sine layers; the first is 2.2 times as wide as the others. The network of the HUB
+        paper has seven layers in all.
       w0: frequency of the sines.
       batch_size: voxels per evaluation of the loss, drawn with its key and with replacement; None for
         all, whose memory grows with the volume.
