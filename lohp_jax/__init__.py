@@ -49,6 +49,7 @@ from lohp_jax.runs.lohp import run
 from lohp_jax.runs.solve import load_solver
 from lohp_jax.solvers.refine import refine
 from lohp_jax.tasks import make_family
+from lohp_jax.tasks.regression import sine_regression
 from lohp_jax.tasks.supervised import supervised_family
 from lohp_jax.tasks.support import ImageSupport
 from lohp_jax.trajectories.matching import match
@@ -70,6 +71,7 @@ __all__ = [
     # families of tasks
     "make_family",
     "supervised_family",
+    "sine_regression",
     "ImageSupport",
     # optimizers: teachers of the stages below, and useful alone
     "make_optimizer",
