@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lohp_jax.methods.setting import Frame, family_of, make_policy
 
 import lohp_jax
 from lohp_jax.codec import make_codec
 from lohp_jax.data.images import ImageSet
 from lohp_jax.generation import generate, image_shape, policy_generator
-from lohp_jax.methods.setting import Frame, family_of, make_policy
 from lohp_jax.methods.training import initial_state
 from lohp_jax.networks.policy import NetworkConfig, make_policy_network
 from lohp_jax.policy.hybrid import HybridConfig, Policy

@@ -14,7 +14,7 @@ from lohp_jax.types import Params
 
 PRETRAINED = {"small": Rate(0.012168176472187042, -0.14846907556056976, 1.3622040748596191)}
 """By name, the learning rate that was meta-trained with each; how each was made and what it does is in
-`benchmarks/results/pretrained_small.json`."""
+`benchmarks/pretrained/results.json`."""
 
 
 def pretrained(name: str) -> Params:

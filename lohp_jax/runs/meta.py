@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jax
 
 from lohp_jax.evaluation.learning import adam, adam_settings, best_of, make_trainer
-from lohp_jax.evaluation.records import SCHEMA
+from lohp_jax.files import SCHEMA, read_json, write_json
 from lohp_jax.optimizers.small import small_optimizer, unpack_rate
 from lohp_jax.optimizers.theta import save_theta
-from lohp_jax.runs.lohp import environment, open_directory, read_config, read_json, write_json
+from lohp_jax.runs.directory import environment, open_directory, read_config
 from lohp_jax.runs.meta_training import METHOD, SEGMENT, MetaConfig, meta_training
 from lohp_jax.training import checkpoint, metrics
 from lohp_jax.training.distributed import Strategy
@@ -184,7 +184,7 @@ def _adam_scores(directory: pathlib.Path, config: MetaConfig) -> dict[str, dict[
         for name in config.families:
             trainer = make_trainer(meta_family(name), adam, segment=SEGMENT)
             scores[name] = best_of(trainer(settings, keys, config.probe_steps))
-        write_json(path, {"schema": SCHEMA, "scores": scores})
+        write_json(path, {"scores": scores})
     return read_json(path)["scores"]
 
 

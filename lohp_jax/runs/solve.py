@@ -23,18 +23,11 @@ from lohp_jax.diffusion.generator import diffusion_generator, problem_check, reg
 from lohp_jax.diffusion.guidance import GuidanceConfig, gradient_calls
 from lohp_jax.diffusion.sampler import num_evaluations
 from lohp_jax.diffusion.training import DIFFUSION, WARM_START, initial_params, train_diffusion
-from lohp_jax.evaluation.records import SCHEMA
-from lohp_jax.files import write_atomically
+from lohp_jax.files import SCHEMA, first_difference, write_atomically, write_json
 from lohp_jax.networks.denoiser import DenoiserConfig, product_pairs
 from lohp_jax.problems import PROBLEMS, make_problem
 from lohp_jax.runs.config import from_json
-from lohp_jax.runs.lohp import (
-    environment,
-    first_difference,
-    open_directory,
-    read_config,
-    write_json,
-)
+from lohp_jax.runs.directory import environment, open_directory, read_config
 from lohp_jax.solvers.descent import lbfgs, run_optax
 from lohp_jax.solvers.multistart import gaussian_starts
 from lohp_jax.solvers.newton import damped_newton
@@ -111,7 +104,7 @@ def preset(family: str) -> SolveConfig:
         )
         small = "lasso" if family == "lasso_250x500" else None
         return SolveConfig(family, num_samples=1, diffusion=diffusion, training_family=small)
-    large = family == "digits_mlp"  # labels take half a second each, and n is 1510
+    large = family == "fit_mlp"  # labels take half a second each, and n is 1510
     diffusion = DiffusionConfig(
         network=DenoiserConfig(width=128),
         guidance=GuidanceConfig(("smoothed_gradient",)),

@@ -1,4 +1,4 @@
-"""Fitting a sine with a liquid time-constant network: the trajectory task of ncps and of HUB."""
+"""Fitting a sine with a liquid time-constant network: the tutorial of ncps, close to a task of HUB."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +15,8 @@ def ltc_sine(units: int = 8, *, sparsity: float = 0.5, seed: int = 22222) -> Tas
 
     The data are one sequence: `inputs` `[48, 2]`, sine and cosine over one and a half periods, and
     `targets` `[48, 1]`, the sine over three. The loss, and the objective, is the mean squared error.
+    The trajectory task of the HUB paper has three sines of different frequencies for inputs, and one
+    periodic curve for target.
 
     Args:
       units: neurons, at least 4.

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lohp_jax.data.volume import check_volume, synthetic_volume
+from lohp_jax.tasks.splits import check_split
 from lohp_jax.types import Params, TaskFamily
-from lohp_jax.workloads.single import check_split, no_context
+from lohp_jax.workloads.single import no_context
 
 _WIDEN = 2.2  # width of the first layer over that of the others
 _RANGE = 100.0  # intensities are learned on a scale from 0 to this
@@ -39,8 +40,8 @@ def siren(
         splits. None: every task is a `synthetic_volume` of its own.
       size: of a synthetic volume.
       ratio: of compression.
-      hidden_layers: sine layers; the first is 2.2 times as wide as the others. Their published number
-        is not known to us.
+      hidden_layers: sine layers; the first is 2.2 times as wide as the others. The network of the HUB
+        paper has seven layers in all.
       w0: frequency of the sines.
       batch_size: voxels per evaluation of the loss, drawn with its key and with replacement; None for
         all, whose memory grows with the volume.

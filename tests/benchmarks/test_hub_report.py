@@ -1,22 +1,14 @@
 """The statistics of the report on HUB, by their definitions on made-up results."""
 
-import pathlib
-import sys
-
 import numpy as np
 import pytest
-
-FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def report():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        import hub_report
-    finally:
-        sys.path.remove(str(FOLDER))
-    return hub_report
+    from benchmarks.hub import report
+
+    return report
 
 
 def row(finals, *, start=1.0, losses=None, steps=3, scalar=0.1, scalars=(0.01, 0.1, 1.0), length=1):

@@ -2,8 +2,6 @@
 
 import itertools
 import math
-import pathlib
-import sys
 
 import jax
 import numpy as np
@@ -12,35 +10,26 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks"
 
+@pytest.fixture(scope="module")
+def statistics():
+    from benchmarks.diffl2o_pac_bayes import bounds
 
-@pytest.fixture(scope="module", autouse=True)
-def _benchmarks_on_the_path():
-    sys.path.insert(0, str(FOLDER))
-    yield
-    sys.path.remove(str(FOLDER))
+    return bounds
 
 
 @pytest.fixture(scope="module")
-def statistics(_benchmarks_on_the_path):
-    import diffl2o_pac_statistics
+def training():
+    from benchmarks.diffl2o_pac_bayes import training
 
-    return diffl2o_pac_statistics
-
-
-@pytest.fixture(scope="module")
-def training(_benchmarks_on_the_path):
-    import diffl2o_pac_training
-
-    return diffl2o_pac_training
+    return training
 
 
 @pytest.fixture(scope="module")
-def report(_benchmarks_on_the_path):
-    import diffl2o_pac_report
+def report():
+    from benchmarks.diffl2o_pac_bayes import report
 
-    return diffl2o_pac_report
+    return report
 
 
 def kl_by_definition(q, p):

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
 from lohp_jax.methods.setting import Dataset, Frame, family_of, make_objective, make_policy
+
 from lohp_jax.methods.step import (
     Batch,
     TrainState,

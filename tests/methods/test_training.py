@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lohp_jax.methods.setting import Dataset, Frame
 
 from lohp_jax.methods import training
-from lohp_jax.methods.setting import Dataset, Frame
 from lohp_jax.methods.training import initial_state, num_updates, train
 from lohp_jax.networks.policy import PolicyNetwork
 from lohp_jax.policy.hybrid import HybridConfig, Policy

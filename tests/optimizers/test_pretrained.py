@@ -20,7 +20,7 @@ from lohp_jax.optimizers.pretrained import (
 from lohp_jax.optimizers.small import Rate
 from lohp_jax.optimizers.theta import check_theta, save_theta
 
-RESULTS = pathlib.Path(__file__).parents[2] / "benchmarks" / "results" / "pretrained_small.json"
+RESULTS = pathlib.Path(__file__).parents[2] / "benchmarks" / "pretrained" / "results.json"
 PARAMS = {"w": jnp.linspace(-1, 1, 12).reshape(4, 3), "b": jnp.zeros(3)}
 
 

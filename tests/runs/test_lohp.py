@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-
 from lohp_jax.methods.setting import family_of
+
 from lohp_jax.runs import lohp as runs
 from lohp_jax.runs.config import (
     FamilyConfig,

@@ -202,7 +202,7 @@ def test_batches_shrink_with_what_they_hold():
         shapes = jax.eval_shape(jax.vmap(family.sample), jax.random.split(jax.random.key(0), 2))
         return solve_runs.batch_size(config, family, shapes)
 
-    digits = dataclasses.replace(solve_runs.preset("digits_mlp"), num_samples=32)
+    digits = dataclasses.replace(solve_runs.preset("fit_mlp"), num_samples=32)
     assert batch(solve_runs.preset("ackley_2")) == 256
     assert 1 < batch(digits) < 64
     twice = batch(dataclasses.replace(digits, num_samples=64))
