@@ -218,10 +218,13 @@ def test_independent_starts_are_fresh(tmp_path):
     [
         ({"start": "share"}, "prepare: start must be one of .* got 'share'"),
         ({"teachers": ("sgdd",)}, "got 'sgdd'; did you mean 'sgd'"),
+        ({"teachers": ("velo:no.state",)}, "there is no file 'no.state'"),
+        ({"num_tasks": 0}, "num_tasks must be at least 1, got 0"),
+        ({"num_steps": 0}, "num_steps must be a positive whole number, got 0"),
     ],
 )
 def test_bad_settings_write_nothing(tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         run(tmp_path / "store", **changes)
     assert not (tmp_path / "store").exists()
 
