@@ -1,7 +1,14 @@
-"""Writing files so that no reader ever meets half of one."""
+"""Writing files so that no reader ever meets half of one; JSON with a schema, and its differences."""
 
+import json
 import os
 import pathlib
+from typing import Any
+
+SCHEMA = 1
+"""Version of `config.json`, `results.json` and `figures.json` of a run; the only one that is read."""
+
+_ABSENT = object()  # stands for a field that a config lacks
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
@@ -20,3 +27,69 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         reason = f"{error.strerror} (what was there before is intact; see to the disk and go on)"
         raise OSError(error.errno, reason, str(path)) from error
+
+
+def write_json(path: pathlib.Path, values: dict[str, Any], *, schema: int = SCHEMA) -> None:
+    """Writes values and the version of their layout in one step, for `read_json`.
+
+    Raises: OSError as `write_atomically` does; TypeError for what JSON does not have.
+    """
+    content = json.dumps({"schema": schema, **values}, indent=1) + "\n"
+    write_atomically(path, content.encode())
+
+
+def read_json(path: pathlib.Path, *, schema: int = SCHEMA) -> dict[str, Any]:
+    """What `write_json` wrote; the schema is checked and taken off.
+
+    Raises: FileNotFoundError; ValueError if the file does not parse, holds no object, or is of another
+      schema; nothing is deleted.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found = values.pop("schema")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(path, error) from error
+    if found != schema:
+        raise ValueError(
+            f"{path} has schema {found!r}, this version of lohp_jax reads schema {schema} only; use the "
+            "version that wrote it, or start in another directory. Nothing was deleted."
+        )
+    return values
+
+
+def damaged(path: pathlib.Path, error: Exception) -> ValueError:
+    """The error for a JSON file that does not hold what it should."""
+    return ValueError(
+        f"{path} is damaged ({error!r}); put a copy back, or start in another directory. Nothing was "
+        "deleted."
+    )
+
+
+def first_difference(old: Any, new: Any, path: str = "") -> str | None:
+    """The first field in which two configs differ, as a sentence with both values; None if they agree.
+
+    Dicts are compared by key; tuples and lists are the same, as they are in JSON.
+
+    Args:
+      old: the config that is there.
+      new: the config that is asked for.
+      path: what the config is called; begins the names of its fields.
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(name for name in new if name not in old)]:
+            values = old.get(name, _ABSENT), new.get(name, _ABSENT)
+            if found := first_difference(*values, f"{path}.{name}" if path else name):
+                return found
+        return None
+    old, new = _as_lists(old), _as_lists(new)
+    return None if old == new else f"{path} is {_show(old)} there and {_show(new)} here"
+
+
+def _as_lists(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_as_lists(entry) for entry in value]
+    return value
+
+
+def _show(value: Any) -> str:
+    return "absent" if value is _ABSENT else repr(value)

@@ -1,22 +1,14 @@
-"""From what may be seen of a task to weights: roll-outs, samples, and generators from disk."""
+"""From what may be seen of a task to weights."""
 
 import functools
 import math
-import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lohp_jax.methods.setting import Frame, family_of, make_policy
-from lohp_jax.methods.weight_diffusion import denoise_from_noise
-from lohp_jax.policy.hybrid import Policy, roll_out
-from lohp_jax.runs.config import RunConfig, from_json, resolve
-from lohp_jax.tasks.support import canonical_order, check_context, relabel
-from lohp_jax.training import checkpoint
-from lohp_jax.training.engine import initial_state
-from lohp_jax.types import Generator, Params, PyTree, TaskFamily
+from lohp_jax.tasks.support import canonical_order, relabel, support_of
+from lohp_jax.types import Generator, Method, Params, PyTree, Space
 
 
 def generate(
@@ -36,8 +28,8 @@ def generate(
 
     Args:
       generator: of `load`, or a baseline.
-      context: what the generator may see of the task, e.g. `{"images": [n, height, width, channels],
-        "labels": [n]}` with at least one example of every label.
+      context: what the generator may see of the task, as `context` of its family makes it, e.g.
+        `{"x": [n, ...], "y": [n, ...]}`, a set of examples of any number.
       key: randomness of the samples.
       num_samples: independent samples.
       temperature: factor of the policy's standard deviations, or of a diffusion's noise; 0 follows
@@ -49,7 +41,7 @@ def generate(
 
     Returns: pytree of weights with leading axis `num_samples`.
 
-    Raises: ValueError for a context that does not fit the generator, holds NaN or lacks a label, or
+    Raises: ValueError for a context that does not fit the generator, e.g. of another shape, or
       for a bad `num_samples`, `temperature`, `num_steps` or `guidance`.
     """
     if num_samples < 1:
@@ -79,52 +71,30 @@ def _generate(generator, context, key, temperature, num_samples, num_steps, guid
     )
 
 
-def policy_generator(
-    policy: Policy,
-    family: TaskFamily,
-    params: dict,
-    optimizer: jax.Array,
-    config: Any = None,
-    *,
-    walk: Callable[..., jax.Array] = roll_out,
+def make_generator(
+    method: Method, space: Space, params: PyTree, config: Any = None, *, name: str = ""
 ) -> Generator:
-    """Wraps a trained policy as a `Generator`.
+    """Wraps what a method was trained to as a `Generator`.
 
     Labels are first put into their canonical order and the generated weights are renamed back, so that
-    permuting the labels of a support permutes the head and nothing else, whatever theta_0 is. A context
-    may carry `optimizer`, the index of the kind of trajectory to imitate, in place of the default.
+    permuting the labels of a support permutes the head and nothing else, whatever theta_0 is.
 
     Args:
-      policy: of `make_policy`.
-      family: gives the class axes.
-      params: of the policy's network.
-      optimizer: int32 scalar, the default kind of trajectory.
+      method: bound to `space`, or to be bound.
+      space: where it walks.
+      params: of the method.
       config: kept with the generator.
-      walk: makes the states, with the arguments of `roll_out`; the last one is the result.
+      name: of the family; "" for that of the space.
     """
+    method, family = method.bound(space), space.family
 
     def path(params, context, key, *, temperature=0.0, num_steps=None, guidance=0.0):
-        """Weights at every state of the walk; a roll-out has `num_steps + 1`."""
-        if guidance and not policy.config.condition_dropout:
-            raise ValueError(
-                f"generate: guidance must be 0, got {guidance}: this policy was never trained without "
-                "its context; train one with condition_dropout > 0, e.g. 0.1."
-            )
-        network_params, default = params
+        """Weights at every state of the walk."""
         ordered, rank = canonical_order(family, context)
-        encode = functools.partial(policy.network.encode, network_params, ordered)
-        states = walk(
-            policy,
-            network_params,
-            encode(1.0),
-            jnp.asarray(context.get("optimizer", default)),
-            key,
-            temperature=temperature,
-            num_steps=num_steps,
-            unconditional=encode(0.0) if guidance else None,
-            guidance=guidance,
+        states = method.walk(
+            params, ordered, key, temperature=temperature, num_steps=num_steps, guidance=guidance
         )
-        weights = jax.vmap(policy.codec.decode)(states)
+        weights = jax.vmap(space.codec.decode)(states)
         return jax.vmap(lambda w: relabel(w, family.class_axes, rank))(weights)
 
     def apply(params, context, key, **options):
@@ -132,49 +102,9 @@ def policy_generator(
 
     return Generator(
         apply,
-        (params, optimizer),
-        family=family.name,
+        params,
+        family=name or family.name,
         config=config,
-        check=functools.partial(
-            check_context, num_classes=family.num_classes, image_shape=image_shape(family)
-        ),
+        check=support_of(family).check,
         path=path,
     )
-
-
-def image_shape(family: TaskFamily) -> tuple[int, ...]:
-    """(height, width, channels) of the images in a family's contexts."""
-    key = jax.random.key(0)
-    return jax.eval_shape(lambda: family.context(family.sample(key), key))["images"].shape[1:]
-
-
-def load(directory: str | pathlib.Path, method: str = "lohp") -> Generator:
-    """Loads a trained generator from a run directory.
-
-    Args:
-      directory: of `lohp run` or `lohp train`.
-      method: which of the trained methods.
-
-    Returns: a `Generator` with `config` (a `RunConfig`) and `family` (its name).
-
-    Raises: FileNotFoundError if there is no checkpoint, ValueError if it is damaged or does not fit.
-    """
-    folder = pathlib.Path(directory) / "checkpoints" / method
-    config = resolve(from_json(checkpoint.read_config(folder)))
-    family = family_of(config)
-    expected = jax.eval_shape(functools.partial(_untrained, config, family, method))
-    _, saved = checkpoint.restore(folder, expected)
-    policy = make_policy(config, family, saved["frame"], method)
-    params, optimizer = saved["state"].params, saved["frame"].optimizer
-    walk = denoise_from_noise if method == "lo_di" else roll_out
-    return policy_generator(policy, family, params, optimizer, config, walk=walk)
-
-
-def _untrained(config: RunConfig, family: TaskFamily, method: str) -> dict:
-    """A checkpoint of `method` before training; only its shapes matter."""
-    key = jax.random.key(0)
-    theta_0 = family.init(key)
-    scale = jax.tree.map(lambda leaf: jnp.ones((), jnp.float32), theta_0)
-    frame = Frame(theta_0, scale, jnp.zeros((), jnp.int32))
-    policy = make_policy(config, family, frame, method)
-    return {"state": initial_state(config, family, policy, method, key), "frame": frame}

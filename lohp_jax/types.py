@@ -262,6 +262,10 @@ class Method:
         if not self.share > 0:
             raise ValueError(f"Method {self.name!r}: share must be positive, got {self.share}.")
 
+    def bound(self, space: Space) -> "Method":
+        """The method with its three functions, in a space."""
+        return self if self.bind is None else self.bind(space)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lohp_jax.methods.setting import Frame, family_of, make_policy
 
 import lohp_jax
 from lohp_jax.codec import make_codec
 from lohp_jax.data.images import ImageSet
 from lohp_jax.generation import generate, image_shape, policy_generator
-from lohp_jax.methods.setting import Frame, family_of, make_policy
+from lohp_jax.methods.training import initial_state
 from lohp_jax.networks.policy import NetworkConfig, make_policy_network
 from lohp_jax.policy.hybrid import HybridConfig, Policy
 from lohp_jax.runs.config import FamilyConfig, RunConfig, TrainingConfig, resolve, to_json
@@ -20,7 +21,6 @@ from lohp_jax.tasks.images import image_family
 from lohp_jax.tasks.n_way import n_way_tables
 from lohp_jax.tasks.support import canonical_order, relabel
 from lohp_jax.training import checkpoint
-from lohp_jax.training.engine import initial_state
 from lohp_jax.types import Generator
 
 NUM_STEPS, NUM_CLASSES, SHOTS, SHAPE = 2, 3, 2, (4, 4, 1)

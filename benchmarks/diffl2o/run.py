@@ -26,6 +26,7 @@ from benchmarks.diffl2o.methods import METHODS, Answer, Method
 from benchmarks.diffl2o.sets import SETS, ProblemSet, make_set
 from lohp_jax.files import write_atomically
 from lohp_jax.runs.lohp import environment
+from lohp_jax.training.engine import DivergedError
 
 RESULTS = pathlib.Path(__file__).with_name("results.json")
 MEASURED_SECONDS = 0.5
@@ -102,7 +103,7 @@ def train(
         began, params, failure = time.perf_counter(), None, {}
         try:
             params = jax.block_until_ready(method.train(problem_set, jax.random.key(seed), quick))
-        except FloatingPointError as error:
+        except DivergedError as error:
             failure = {"failed": str(error)}
         seconds = round(time.perf_counter() - began, 1)
         trained[place] = params, {"training_seconds": seconds} | failure

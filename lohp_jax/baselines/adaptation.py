@@ -1,4 +1,4 @@
-"""Gradient descent on the support that the generator sees."""
+"""Gradient descent on the context that a generator sees."""
 
 import dataclasses
 import functools
@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lohp_jax.tasks.door import describe_family
+from lohp_jax.tasks.support import support_of
 from lohp_jax.trajectories.rollout import over_tasks, rollout
-from lohp_jax.types import Params, PyTree, TaskFamily
+from lohp_jax.types import Generator, Params, PyTree, TaskFamily
 
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 NUM_STEPS = 600
@@ -51,29 +53,62 @@ def adapt(
     return run.states
 
 
-def tune(family: TaskFamily, theta_0: Params, data: PyTree, contexts: PyTree) -> Tuned:
-    """Picks learning rate and number of steps by mean query accuracy on training tasks.
+def adam_on_support(family: TaskFamily, theta_0: Params, tuned: Tuned) -> Generator:
+    """Tuned Adam on the context, as a generator.
 
-    The query images are those that also score held-out tasks, which favours this baseline: no
+    Args:
+      family: with a `context_loss`.
+      theta_0: the shared start.
+      tuned: of `tune`.
+    """
+
+    def apply(theta_0, context, key, **_):
+        states = adapt(
+            family,
+            theta_0,
+            context,
+            tuned.learning_rate,
+            num_steps=tuned.num_steps,
+            record_every=tuned.num_steps,
+        )
+        return jax.tree.map(lambda leaf: leaf[-1], states)
+
+    return Generator(
+        apply,
+        theta_0,
+        family=family.name,
+        check=support_of(family).check,
+        gradients=tuned.num_steps,
+    )
+
+
+def tune(family: TaskFamily, theta_0: Params, data: PyTree, contexts: PyTree) -> Tuned:
+    """Picks learning rate and number of steps by the mean query score on training tasks.
+
+    The query examples are those that also score held-out tasks, which favours this baseline: no
     generator was tuned on them.
 
     Args:
-      family: the tasks.
+      family: the tasks, with a `context_loss`.
       theta_0: the shared start.
       data: training tasks, leading axis R.
       contexts: their contexts, leading axis R.
     """
+    description = describe_family(family)
 
     def scores(rate, data, context):
         states = adapt(
             family, theta_0, context, rate, num_steps=NUM_STEPS, record_every=_RECORD_EVERY
         )
-        return jax.vmap(lambda p: family.evaluate(p, data)["accuracy"])(states)
+        return jax.vmap(lambda p: family.evaluate(p, data)[description.measure])(states)
 
     @jax.jit
     def by_rate(rate):
         return over_tasks(functools.partial(scores, rate))(data, contexts).mean(axis=0)
 
     table = jnp.stack([by_rate(rate) for rate in LEARNING_RATES])
-    rate, step = jnp.unravel_index(jnp.argmax(table), table.shape)
+    worst = -jnp.inf if description.higher_is_better else jnp.inf
+    table = jnp.where(jnp.isfinite(table), table, worst)
+    best = jnp.argmax(table) if description.higher_is_better else jnp.argmin(table)
+    rate, step = jnp.unravel_index(best, table.shape)
     return Tuned(LEARNING_RATES[int(rate)], max(1, int(step)) * _RECORD_EVERY)

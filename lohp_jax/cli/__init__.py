@@ -9,10 +9,11 @@ import functools
 import json
 import os
 import pathlib
+import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -22,27 +23,32 @@ import rich.progress
 import rich.table
 import tyro
 
+from lohp_jax.checks import check_option
 from lohp_jax.evaluation.report import write_report
-from lohp_jax.evaluation.scores import accuracies, draw_tasks
+from lohp_jax.evaluation.scores import draw_tasks, scores
+from lohp_jax.export import write_weights
 from lohp_jax.generation import generate as generate_weights
-from lohp_jax.generation import load
-from lohp_jax.methods.setting import family_of
+from lohp_jax.methods import METHODS
+from lohp_jax.methods.training import num_updates
 from lohp_jax.problems import make_problem
 from lohp_jax.problems.family import read_problems
 from lohp_jax.runs import lohp as runs
 from lohp_jax.runs import meta as meta_runs
 from lohp_jax.runs import solve as solve_runs
-from lohp_jax.runs.config import METHODS, RunConfig, resolve
+from lohp_jax.runs.config import RunConfig, from_json, resolve
+from lohp_jax.runs.evaluation import evaluate_run
+from lohp_jax.runs.families import family_of
+from lohp_jax.runs.loading import load
 from lohp_jax.runs.meta_training import MetaConfig
+from lohp_jax.runs.stage import Stage, open_run, open_stage, trained_steps
 from lohp_jax.tasks import FAMILIES
+from lohp_jax.tasks.door import describe_family
 from lohp_jax.training.distributed import Strategy
-from lohp_jax.training.engine import DivergedError, num_updates
+from lohp_jax.training.engine import DivergedError
 from lohp_jax.trajectories.store import Store
-from lohp_jax.types import Progress
+from lohp_jax.types import Progress, TaskFamily
 
 Config = Annotated[RunConfig, tyro.conf.arg(name="")]
-Method = Literal[METHODS]
-
 _errors = rich.console.Console(stderr=True)
 
 
@@ -68,10 +74,10 @@ def run(
     """
     out = out or _default_directory(config)
     config = _open(out, config, resume)
-    _prepare(out, config)
-    for method in sorted(config.methods, key=METHODS.index):  # consolidation starts from lohp
-        _train(out, config, method, strategy)
-    results = _evaluate(out, config)
+    stage = open_stage(out, config, _prepare(out, config))
+    for method in config.methods:
+        _train(stage, method, strategy)
+    results = _evaluate(stage)
     path = write_report(out)
     _print_results(results, json)
     if not json:
@@ -97,7 +103,7 @@ def prepare(
 
 def train(
     out: pathlib.Path,
-    method: Method = "lohp",
+    method: str = "lohp",
     resume: bool = False,
     strategy: Strategy = "jit",
     json: bool = False,
@@ -106,26 +112,30 @@ def train(
 
     Args:
         out: run directory of `lohp prepare`.
-        method: what to train.
+        method: what to train, by name or as path/to/file.py:attribute.
         resume: continue from the newest checkpoint, if there is one.
         strategy: one device, or every batch shared among all of them.
         json: print a summary as JSON.
     """
-    config = runs.open_run(out)
-    if not resume and (done := runs.trained_steps(out, method)):
+    with _usage_errors():
+        if ":" not in method:
+            check_option("train", "method", method, METHODS)
+    config = open_run(out)
+    name = config.method(method).name
+    if not resume and (done := trained_steps(out, name)):
         raise UsageError(
-            f"{out} holds {done} updates of {method}; continue them with --resume, "
+            f"{out} holds {done} updates of {name}; continue them with --resume, "
             "or choose another --out."
         )
-    _train(out, config, method, strategy)
-    _print({"out": str(out), "method": method, "updates": runs.trained_steps(out, method)}, json)
+    _train(open_stage(out, config), method, strategy)
+    _print({"out": str(out), "method": name, "updates": trained_steps(out, name)}, json)
 
 
 def generate(
     out: pathlib.Path,
     weights: pathlib.Path,
     support: pathlib.Path | None = None,
-    method: Method = "lohp",
+    method: str = "lohp",
     num_samples: int = 1,
     temperature: float = 0.0,
     guidance: float = 0.0,
@@ -137,8 +147,8 @@ def generate(
     Args:
         out: run directory with a trained method.
         weights: file to write, safetensors; every array has a leading axis of samples.
-        support: .npz file with `images` [n, height, width, channels], floating-point in [0, 1], and
-            integer `labels` [n]; unset for a held-out task, whose accuracy is then printed.
+        support: .npz file with the arrays of a context, such as `x` [n, ...] and `y` [n]; unset for a
+            held-out task, whose score is then printed.
         method: which trained method.
         num_samples: independent samples.
         temperature: factor of the policy's standard deviations; 0 follows its means.
@@ -147,10 +157,10 @@ def generate(
         json: print a summary as JSON.
     """
     generator = load(out, method)
-    family = family_of(generator.config)
+    family = family_of(resolve(from_json(generator.config["run"])))
     task_key, key = jax.random.split(jax.random.key(seed))
     tasks = draw_tasks(family, task_key, 1, "held_out") if support is None else None
-    context = _read_support(support) if tasks is None else _first(tasks.contexts)
+    context = _read_context(support, family) if tasks is None else _first(tasks.contexts)
     with _usage_errors():
         made = generate_weights(
             generator,
@@ -160,11 +170,12 @@ def generate(
             temperature=temperature,
             guidance=guidance,
         )
-    runs.write_weights(weights, made)
+    write_weights(weights, made)
     summary: dict[str, Any] = {"weights": str(weights), "num_samples": num_samples}
     if tasks is not None:
         repeated = jax.tree.map(lambda leaf: np.repeat(leaf, num_samples, axis=0), tasks.data)
-        summary["accuracy"] = accuracies(family, made, repeated).tolist()
+        measure = describe_family(family).measure
+        summary[measure] = scores(family, made, repeated).tolist()
     _print(summary, json)
 
 
@@ -175,7 +186,7 @@ def evaluate(out: pathlib.Path, json: bool = False) -> None:
         out: run directory with the methods of its config trained.
         json: print the results as JSON.
     """
-    _print_results(_evaluate(out, runs.open_run(out)), json)
+    _print_results(_evaluate(open_stage(out, open_run(out))), json)
 
 
 def report(out: pathlib.Path, json: bool = False) -> None:
@@ -207,6 +218,7 @@ def meta_train(
     config: Annotated[MetaConfig, tyro.conf.arg(name="")],
     out: pathlib.Path,
     resume: bool = False,
+    strategy: Strategy = "jit",
     json: bool = False,
 ) -> None:
     """Meta-train a small learned optimizer and compare it with Adam; writes theta.msgpack.
@@ -215,6 +227,7 @@ def meta_train(
         config: settings of the run.
         out: run directory.
         resume: continue the run that is in the directory, if there is one.
+        strategy: one device, or the pairs shared among all of them.
         json: print the results as JSON.
     """
     config = _open_meta(out, config, resume)
@@ -226,9 +239,8 @@ def meta_train(
 
     total, done = config.updates, meta_runs.trained_meta_updates(out)
     with _progress("meta-train", total, "", completed=done) as update:
-        results = meta_runs.meta_train_run(
-            out, config, on_progress=show, on_stage=lambda text: update(text=text)
-        )
+        told = {"on_progress": show, "on_stage": lambda text: update(text=text)}
+        results = meta_runs.meta_train_run(out, config, strategy=strategy, **told)
     if json:
         _print(results, json)
         return
@@ -245,6 +257,7 @@ def solve(
     out: pathlib.Path | None = None,
     problems: pathlib.Path | None = None,
     resume: bool = False,
+    strategy: Strategy = "jit",
     json: bool = False,
 ) -> None:
     """Train Diff-L2O on a family of optimization problems, or load it, and solve a batch.
@@ -257,6 +270,7 @@ def solve(
         out: run directory; unset for runs/solve-FAMILY-SEED.
         problems: .npz of problems to solve; unset to generate held-out ones.
         resume: solve with the generator that is in the directory, if there is one.
+        strategy: of the training: one device, or every batch shared among all of them.
         json: print the results as JSON.
     """
     out = out or _solve_directory(config.family, config.seed)
@@ -276,9 +290,8 @@ def solve(
         update(completed=at.step, total=at.updates, text=text)
 
     with _progress("solve", config.diffusion.updates, "") as update:
-        results = solve_runs.solve_run(
-            out, config, given, on_progress=show, on_stage=lambda text: update(text=text)
-        )
+        told = {"on_progress": show, "on_stage": lambda text: update(text=text)}
+        results = solve_runs.solve_run(out, config, given, strategy=strategy, **told)
     if json:
         _print(results, json)
         return
@@ -330,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except UsageError as error:
         return _fail(str(error), 2)
-    except (ValueError, OSError, DivergedError, FloatingPointError) as error:
+    except (ValueError, OSError, DivergedError) as error:
         return _fail(str(error), 1)
     return 0
 
@@ -405,7 +418,8 @@ def _fail(message: str, code: int) -> int:
 
 
 def _default_directory(config: RunConfig) -> pathlib.Path:
-    return pathlib.Path("runs") / f"{config.family}-{config.seed}"
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", config.family.rpartition("/")[2])
+    return pathlib.Path("runs") / f"{name}-{config.seed}"
 
 
 def _open(out: pathlib.Path, config: RunConfig, resume: bool) -> RunConfig:
@@ -415,11 +429,11 @@ def _open(out: pathlib.Path, config: RunConfig, resume: bool) -> RunConfig:
             raise UsageError(
                 f"{out} holds a run; continue it with --resume, or choose another --out."
             )
-        stored = runs.open_run(out)
+        stored = open_run(out)
         if config == RunConfig():
             return stored
     with _usage_errors():
-        return runs.open_run(out, config)
+        return open_run(out, config)
 
 
 def _open_meta(out: pathlib.Path, config: MetaConfig, resume: bool) -> MetaConfig:
@@ -442,25 +456,26 @@ def _prepare(out: pathlib.Path, config: RunConfig) -> Store:
         return runs.prepare_run(out, config, lambda done, total: update(completed=done))
 
 
-def _train(out: pathlib.Path, config: RunConfig, method: str, strategy: Strategy) -> None:
+def _train(stage: Stage, name: str, strategy: Strategy) -> None:
     def show(at: Progress) -> None:
         text = f"loss {at.metrics['loss']:.4g}"
         if "progress" in at.metrics:
             text += f"  progress {at.metrics['progress']:.2f}"
             text += "  frozen" if at.metrics["frozen"] else ""
-        update(completed=at.step, text=text)
+        update(completed=at.step, total=at.updates, description=f"train {at.method}", text=text)
 
-    total, done = num_updates(config, method), runs.trained_steps(out, method)
+    method = stage.config.method(name)
+    total = num_updates(method, stage.config.training.updates)
+    done = trained_steps(stage.directory, method.name)
     text = "compiling" if done < total else ""
-    with _progress(f"train {method}", total, text, completed=done) as update:
-        runs.train_run(out, config, method, strategy=strategy, on_progress=show)
+    with _progress(f"train {method.name}", total, text, completed=done) as update:
+        runs.train_run(stage, name, strategy=strategy, on_progress=show)
 
 
-def _evaluate(out: pathlib.Path, config: RunConfig) -> dict[str, Any]:
+def _evaluate(stage: Stage) -> dict[str, Any]:
     with _progress("evaluate", None, "") as update:
-        results = runs.evaluate_run(
-            out,
-            config,
+        results = evaluate_run(
+            stage,
             lambda method, done, total: update(completed=done, total=total, text=method),
         )
         update(completed=len(results["rows"]), text="")
@@ -471,15 +486,18 @@ def _print_results(results: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(results))
         return
+    measure = results["measure"]
+    sign, worst = (-1, "min") if measure == "accuracy" else (1, "max")
     title = f"{results['family']}, {results['rows'][0]['num_tasks']} held-out tasks"
     table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD)
-    for column in ("method", "accuracy", "worst task", "gradients", "ms each"):
+    for column in ("method", measure, "worst task", "gradients", "ms each"):
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
-    for row in sorted(results["rows"], key=lambda row: -row["accuracy"]):
+    digits = ".3f" if measure == "accuracy" else ".3g"
+    for row in sorted(results["rows"], key=lambda row: sign * row[measure]):
         table.add_row(
             row["method"],
-            f"{row['accuracy']:.3f} ± {row['accuracy_std'] / row['num_tasks'] ** 0.5:.3f}",
-            f"{row['accuracy_min']:.3f}",
+            f"{row[measure]:{digits}} ± {row[f'{measure}_std'] / row['num_tasks'] ** 0.5:{digits}}",
+            f"{row[f'{measure}_{worst}']:{digits}}",
             str(row["gradients"]),
             f"{row['latency_ms_p50']:.2f}",
         )
@@ -493,9 +511,9 @@ def _standings(learned: dict[str, Any], adam: dict[str, Any]) -> rich.table.Tabl
     table.add_column("family", no_wrap=True)
     for score in ("mean loss", "final loss", "query loss", "accuracy"):
         table.add_column(score, justify="right", no_wrap=True)
-    for family, scores in learned.items():
+    for family, reached in learned.items():
         pairs = [
-            f"{scores[name]:{digits}} / {adam[family][name]:{digits}}"
+            f"{reached[name]:{digits}} / {adam[family][name]:{digits}}"
             for name, digits in (
                 *(("mean_loss", ".2g"), ("final_loss", ".2g"), ("query_loss", ".2g")),
                 ("accuracy", ".3f"),
@@ -517,21 +535,28 @@ def _describe(family: str) -> dict[str, Any]:
     }
 
 
-def _read_support(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read_context(path: pathlib.Path, family: TaskFamily) -> dict[str, np.ndarray]:
+    """The arrays of a context from a file; a generator checks what they are."""
+    key = jax.random.key(0)
+    like = jax.eval_shape(lambda: family.context(family.sample(key, "train"), key))
+    if not isinstance(like, dict):
+        raise UsageError(f"expected a family whose contexts are dicts of arrays, got {like}.")
     with path.open("rb") as stream:
         if not zipfile.is_zipfile(stream):
             raise UsageError(f"{path}: expected an .npz file, as numpy.savez writes it.")
+    wanted = ", ".join(like)
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("images", "labels") if name in file}
+            arrays = {name: file[name] for name in like if name in file}
             found = sorted(file.files)
     except (ValueError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path}: expected numeric arrays images and labels; {error}.") from error
-    if len(arrays) < 2:
-        raise UsageError(f"{path}: expected arrays images and labels, got {found}.")
-    if arrays["images"].dtype.kind == "f":
-        arrays["images"] = arrays["images"].astype(np.float32)
-    return arrays
+        raise UsageError(f"{path}: expected numeric arrays {wanted}; {error}.") from error
+    if len(arrays) < len(like):
+        raise UsageError(f"{path}: expected arrays {wanted}, got {found}.")
+    return {
+        name: array.astype(like[name].dtype) if array.dtype.kind == "f" else array
+        for name, array in arrays.items()
+    }
 
 
 def _first(tree: Any) -> Any:

@@ -1,11 +1,28 @@
-"""Labelled images, by the name of their source."""
+"""Readers: arrays in, arrays out; labelled images also by the name of their source."""
 
 import os
 from typing import Any
 
 from lohp_jax.data.digits import digits
+from lohp_jax.data.folders import folder_images
 from lohp_jax.data.images import ImageSet
+from lohp_jax.data.lane import Drive, read_drive, render_drive
 from lohp_jax.data.tfds import tfds_images
+from lohp_jax.data.volume import read_volume, resample_volume, synthetic_volume
+
+__all__ = [
+    "Drive",
+    "ImageSet",
+    "digits",
+    "folder_images",
+    "image_set",
+    "read_drive",
+    "read_volume",
+    "render_drive",
+    "resample_volume",
+    "synthetic_volume",
+    "tfds_images",
+]
 
 _TFDS = "tfds:"
 

@@ -1,8 +1,6 @@
 """Training of Diff-L2O: from a family of problems to a generator of their solutions."""
 
 import functools
-from collections.abc import Mapping
-from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +8,6 @@ import optax
 
 from lohp_jax.diffusion import guidance as guiding
 from lohp_jax.diffusion.config import DiffusionConfig
-from lohp_jax.diffusion.fitting import (
-    FitState,
-    OnProgress,
-    OnState,
-    first_state,
-    fit,
-    make_optimizer,
-    make_update,
-    silent,
-)
 from lohp_jax.diffusion.generator import (
     diffusion_generator,
     frame_of,
@@ -29,10 +17,25 @@ from lohp_jax.diffusion.generator import (
 from lohp_jax.diffusion.loss import REACH, make_loss
 from lohp_jax.diffusion.oracle import Solved, solved
 from lohp_jax.networks.denoiser import make_network
+from lohp_jax.training.distributed import Strategy
+from lohp_jax.training.engine import (
+    OnProgress,
+    Saving,
+    Training,
+    each_step,
+    silent,
+    step_keys,
+    train,
+)
+from lohp_jax.training.gradient import FitState, first_state, make_optimizer, make_update
 from lohp_jax.types import Generator, ProblemFamily, PyTree
 
 RESIDUALS = 256  # problems on which the residual of a warm start is measured
 WARM_START, DIFFUSION = "warm_start", "diffusion"
+_ADVICE = (
+    "Lower the learning rate, and see that the family's objective, its label solver and its frame are "
+    "finite on its own problems."
+)
 
 
 def train_diffusion(
@@ -40,9 +43,9 @@ def train_diffusion(
     config: DiffusionConfig,
     key: jax.Array,
     *,
+    strategy: Strategy = "jit",
+    saving: Saving | None = None,
     on_progress: OnProgress = silent,
-    states: Mapping[str, FitState | None] = MappingProxyType({}),
-    on_state: OnState = silent,
 ) -> Generator:
     """Trains a denoiser on problems of a family, solved by the family's own solver.
 
@@ -50,20 +53,20 @@ def train_diffusion(
       family: the problems.
       config: settings.
       key: randomness of problems, start and training; the result depends on it alone.
+      strategy: of `compile_update`; the result is the same up to rounding.
+      saving: where checkpoints and metrics of "warm_start" and "diffusion" go, and where a training that
+        was interrupted goes on; problems are solved anew. None trains in memory only.
       on_progress: called after each chunk of `config.log_every` updates.
-      states: where to go on, by method; what `on_state` was told last, under the same config and key.
-        Problems are solved anew.
-      on_state: called with the method, "warm_start" or "diffusion", and its state after each chunk.
 
     Returns: a `Generator` of points x `[n]`; see `diffusion_generator`.
 
-    Raises: FloatingPointError for a loss or gradient that is not finite; ValueError for a family that
-      lacks a function which training needs.
+    Raises: ValueError for a family that lacks a function which training needs; what `engine.train`
+      raises.
     """
+    options = {"strategy": strategy, "saving": saving, "on_progress": on_progress}
 
-    def fit_one(method, config, warm, pool, key):
-        told = {"on_progress": on_progress, "on_state": on_state, "state": states.get(method)}
-        return fit_denoiser(method, family, config, warm, pool, key, **told)
+    def fit_one(*setting):
+        return train(denoiser_training(family, *setting), **options).ema
 
     return diffusion_generator(family, config, _train(family, config, key, fit_one))
 
@@ -100,14 +103,16 @@ def _train(family, config, key, fit_one, pool=None) -> PyTree:
 
 
 def _scan_denoiser(family, method, config, warm, pool, key) -> PyTree:
-    """`fit_denoiser` in one scan."""
-    optimizer = _optimizer(config)
-    update = make_update(_batch_loss(method, family, config, warm), optimizer, config.ema)
-    state, key = first_state(functools.partial(_start, family, config), optimizer, key)
-    scanned = jax.lax.scan(
-        lambda s, _: (update(s, key, pool)[0], None), state, length=config.updates
-    )
-    return scanned[0].ema
+    """The training of `denoiser_training` in one scan."""
+    start_key, key = jax.random.split(key)
+    update = _make_update(method, family, config)
+
+    def body(state, _):
+        keys = step_keys(key, state.step, config.batch_size)
+        return update(state, keys, pool, warm)[0], None
+
+    start = initial_state(family, config, start_key)
+    return jax.lax.scan(body, start, length=config.updates)[0].ema
 
 
 def solved_pool(
@@ -123,66 +128,54 @@ def solved_pool(
     return solve(jax.random.split(key, count)) if count else None
 
 
-def fit_denoiser(
-    method: str,
+def denoiser_training(
     family: ProblemFamily,
+    method: str,
     config: DiffusionConfig,
     warm: PyTree | None,
     pool: Solved | None,
     key: jax.Array,
-    **options,
-) -> PyTree:
-    """Trains one denoiser, or the regression of a warm start.
+) -> Training:
+    """The training of one denoiser, or of the regression of a warm start; `ema` of its state is trained.
 
     Args:
-      method: DIFFUSION; anything else is a regression.
       family: the problems.
+      method: DIFFUSION; anything else is a regression.
       config: settings; `regression_config` for a regression.
       warm: of the warm start; None without one.
       pool: of `solved_pool`.
       key: randomness of start and updates.
-      **options: of `fit`.
-
-    Returns: `{"network", "gates"}`.
     """
-    return fit(
+    start_key, key = jax.random.split(key)
+    return Training(
         method,
-        _batch_loss(method, family, config, warm),
-        functools.partial(_start, family, config),
-        key,
-        updates=config.updates,
-        optimizer=_optimizer(config),
-        ema=config.ema,
-        data=pool,
+        functools.partial(initial_state, family, config),
+        _make_update(method, family, config),
+        each_step(lambda step: step_keys(key, step, config.batch_size)),
+        config.updates,
+        start_from=(start_key,),
+        replicated=(pool, warm),
         log_every=config.log_every,
-        **options,
+        advice=_ADVICE,
     )
 
 
-def initial_state(
-    family: ProblemFamily, config: DiffusionConfig, method: str, key: jax.Array
-) -> FitState:
-    """The state of a method before its first update; its shapes are those of every later one."""
-    config = config if method == DIFFUSION else regression_config(config)
-    return first_state(functools.partial(_start, family, config), _optimizer(config), key)[0]
+def initial_state(family: ProblemFamily, config: DiffusionConfig, key: jax.Array) -> FitState:
+    """The state before the first update."""
+    return first_state(initial_params(family, config, key), _optimizer(config))
 
 
-def _batch_loss(method, family, config, warm):
-    """`(params, carry, pool, step, key) -> (loss, (carry, metrics))`, the mean over a batch."""
-    problem_loss = make_loss(family, config, warm, regression=method != DIFFUSION)
+def _make_update(method, family, config):
+    """`(state, keys, pool, warm, axis_name=None) -> (state, metrics)`, a key for each example."""
 
-    def loss_fn(params, carry, pool, step, key):
-        batch_key, loss_key = jax.random.split(key)
-        items = _draw(family, config, pool, batch_key)
-        keys = jax.random.split(loss_key, config.batch_size)
+    def loss_fn(params, carry, keys, step, pool, warm):
+        item_keys, keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        items = _draw(family, config, pool, item_keys)
+        problem_loss = make_loss(family, config, warm, regression=method != DIFFUSION)
         losses, metrics = jax.vmap(problem_loss, (None, 0, 0))(params, items, keys)
         return jnp.mean(losses), (carry, jax.tree.map(jnp.mean, metrics))
 
-    return loss_fn
-
-
-def _start(family, config, key):
-    return initial_params(family, config, key), ()
+    return make_update(loss_fn, _optimizer(config), config.ema)
 
 
 def _optimizer(config: DiffusionConfig) -> optax.GradientTransformation:
@@ -220,11 +213,13 @@ def _residual_size(
     return jnp.sqrt(jnp.mean(residual**2, where=jnp.abs(residual) <= REACH)) + 1e-6
 
 
-def _draw(family, config, pool, key) -> Solved:
-    """A batch from the pool, or of new problems."""
+def _draw(
+    family: ProblemFamily, config: DiffusionConfig, pool: Solved | None, keys: jax.Array
+) -> Solved:
+    """Problems of the pool, or new ones, one for each key."""
     if pool is None:
-        return solved(family, config.oracle, jax.random.split(key, config.batch_size))
-    rows = jax.random.randint(key, (config.batch_size,), 0, len(pool.key))
+        return solved(family, config.oracle, keys)
+    rows = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(pool.key)))(keys)
     return jax.tree.map(lambda leaf: leaf[rows], pool)
 
 

@@ -1,20 +1,21 @@
 """The numbers behind the plots of the report."""
 
+import functools
 from typing import Any
 
 import jax
 import numpy as np
 
-from lohp_jax.codec import Codec
 from lohp_jax.evaluation.scores import TaskBatch
-from lohp_jax.types import Generator, Params, TaskFamily, Trajectory
+from lohp_jax.tasks.door import describe_family
+from lohp_jax.types import Codec, Generator, Params, TaskFamily, Trajectory
 
 _SHOWN_TASKS = 6
 
 
 def figures(
     family: TaskFamily,
-    generator: Generator,
+    generators: dict[str, Generator],
     tasks: TaskBatch,
     *,
     codec: Codec,
@@ -26,7 +27,7 @@ def figures(
 
     Args:
       family: the tasks.
-      generator: with a `path`.
+      generators: what is drawn, by name; those without a `path` are left out.
       tasks: held-out tasks, leading axis R.
       codec: standardised tokens.
       teacher: name of the imitated teacher's row.
@@ -34,22 +35,26 @@ def figures(
       compression: k, optimizer steps per generated step.
 
     Returns: `projection`, paths of a few tasks in the two principal components of all teacher states;
-      `cosine`, of every generated step with the teacher's at the same place; `accuracy_by_step`.
+      `cosine`, of every generated step with the teacher's at the same place, of generators that make
+      as many; `score_by_step`, the accuracy or objective.
     """
-    path = jax.jit(jax.vmap(lambda c, k: generator.path(generator.params, c, k)))
-    generated = path(tasks.contexts, tasks.keys)
     matched = jax.tree.map(lambda leaf: leaf[:, ::compression], taught.states)
-    ours, theirs = (_tokens(codec, states) for states in (generated, matched))
-    num_steps = ours.shape[1] - 1
-    steps = (np.arange(num_steps + 1) * compression).tolist()
+    theirs = _tokens(codec, matched)
+    paths, cosines = {teacher: theirs}, {}
+    by_step = {teacher: _by_step(family, matched, tasks, compression)}
+    for name, generator in generators.items():
+        if generator.path is None:
+            continue
+        path = jax.jit(jax.vmap(functools.partial(generator.path, generator.params)))
+        generated = path(tasks.contexts, tasks.keys)
+        by_step[name] = _by_step(family, generated, tasks, compression)
+        paths[name] = _tokens(codec, generated)
+        if paths[name].shape == theirs.shape:
+            cosines[name] = _cosines(paths[name], theirs).tolist()
     return {
-        "schema": 1,
-        "projection": _project({"lohp": ours, teacher: theirs}, theirs),
-        "cosine": {"lohp": _cosines(ours, theirs).tolist()},
-        "accuracy_by_step": {
-            "lohp": _by_step(family, generated, tasks, steps),
-            teacher: _by_step(family, matched, tasks, steps),
-        },
+        "projection": _project(paths, theirs),
+        "cosine": cosines,
+        "score_by_step": by_step,
     }
 
 
@@ -81,7 +86,9 @@ def _cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return ((a * b).sum(axis=-1) / np.maximum(norms, np.finfo(np.float32).tiny)).reshape(-1)
 
 
-def _by_step(family, states: Params, tasks: TaskBatch, steps: list[int]) -> dict[str, list]:
-    over_steps = jax.vmap(lambda p, d: family.evaluate(p, d)["accuracy"], (0, None))
+def _by_step(family, states: Params, tasks: TaskBatch, compression: int) -> dict[str, list]:
+    measure = describe_family(family).measure
+    over_steps = jax.vmap(lambda p, d: family.evaluate(p, d)[measure], (0, None))
     scores = np.asarray(jax.jit(jax.vmap(over_steps))(states, tasks.data))
+    steps = (np.arange(scores.shape[1]) * compression).tolist()
     return {"step": steps, "mean": scores.mean(axis=0).tolist(), "std": scores.std(axis=0).tolist()}

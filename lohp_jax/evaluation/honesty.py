@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lohp_jax.codec import Codec
-from lohp_jax.evaluation.scores import Producer, TaskBatch, accuracies
-from lohp_jax.types import Params, PyTree, TaskFamily
+from lohp_jax.evaluation.scores import Producer, TaskBatch, scores
+from lohp_jax.types import Codec, Params, PyTree, TaskFamily
 
 
 def honesty(
@@ -30,12 +29,13 @@ def honesty(
       teacher_weights: what the imitated teacher reached on them, leading axis R.
       training_tokens: `[S, length, channels]` end weights of that teacher on training tasks.
 
-    Returns: `shuffled_accuracy`, with the support of another task (wanted: at most the majority class
-      plus .05); `majority`, mean share of the most frequent label; `rms_ratio`, distance of generated
-      weights from theta_0 over that of the teacher's (wanted: .8 to 1.2); and the mean distances to
-      the nearest training weights of the generated (`nearest_training_distance`) and the teacher's
-      weights (`teacher_nearest_training_distance`): a memory has a distance near 0; and
-      `teacher_distance`, between generated and teacher's weights of the same task.
+    Returns: `shuffled`, the score with the context of another task (wanted: no better than `chance`,
+      plus .05 for an accuracy); `chance`, the score that sees no input, where the family says it;
+      `rms_ratio`, distance of generated weights from theta_0 over that of the teacher's (wanted: .8 to
+      1.2); and the mean distances to the nearest training weights of the generated
+      (`nearest_training_distance`) and the teacher's weights (`teacher_nearest_training_distance`): a
+      memory has a distance near 0; and `teacher_distance`, between generated and teacher's weights of
+      the same task.
     """
     others = jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), tasks.contexts)
     shuffled = producer.many(others, tasks.keys)
@@ -45,16 +45,20 @@ def honesty(
     generated, taught, trained = (
         np.asarray(t).reshape(len(t), -1)[:, real] for t in (tokens, teacher, training_tokens)
     )
-    labels = np.asarray(tasks.data["labels"])
-    majority = [np.bincount(row).max() / len(row) for row in labels]
     return {
-        "shuffled_accuracy": float(accuracies(family, shuffled, unrelated).mean()),
-        "majority": float(np.mean(majority)),
+        "shuffled": float(scores(family, shuffled, unrelated).mean()),
+        **_chance(family, teacher_weights, tasks),
         "rms_ratio": float(_rms(generated) / _rms(taught)),
         "nearest_training_distance": _nearest(generated, trained),
         "teacher_nearest_training_distance": _nearest(taught, trained),
         "teacher_distance": float(np.sqrt(np.mean((generated - taught) ** 2, axis=1)).mean()),
     }
+
+
+def _chance(family: TaskFamily, weights: Params, tasks: TaskBatch) -> dict[str, float]:
+    """Mean `chance` of the tasks, which does not depend on the weights; empty where there is none."""
+    evaluated = jax.jit(jax.vmap(family.evaluate))(weights, tasks.data)
+    return {"chance": float(evaluated["chance"].mean())} if "chance" in evaluated else {}
 
 
 def _name_at_random(family: TaskFamily, tasks: TaskBatch) -> PyTree:

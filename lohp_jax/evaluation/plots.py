@@ -3,7 +3,9 @@
 Drawn without pyplot and its global state; matplotlib is imported when the first plot is made.
 """
 
+import collections
 import io
+import itertools
 import math
 import pathlib
 from collections.abc import Iterator
@@ -13,25 +15,22 @@ import numpy as np
 
 from lohp_jax.evaluation.records import array, field, number, read_lines, read_versioned, section
 from lohp_jax.evaluation.standings import (
+    ACCURACY,
     Score,
-    accuracy_text,
-    decimal,
+    Standings,
     held_out,
-    is_teacher,
-    kinds,
+    score_text,
     significant,
+    spreads,
+    teachers,
+    value_text,
 )
 
+# Okabe and Ito's palette, which colour-blind readers can tell apart
+_MAIN_COLOR = "#0072b2"
+_GENERATOR_COLORS = ("#56b4e9", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#8b6914")
 _TEACHER_COLOR = "#333333"
-_COLORS = {  # Okabe and Ito's palette, which colour-blind readers can tell apart
-    "lohp": "#0072b2",
-    "lohp_consolidated": "#56b4e9",
-    "hypernetwork": "#e69f00",
-    "cloning": "#009e73",
-    "paper_literal": "#d55e00",
-    "lo_di": "#cc79a7",
-    "lo_op": "#8b6914",
-}
+_OTHER_COLOR = "#7a7a7a"
 _TASK_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8b6914")
 _TEACHER_PATH = {"linewidth": 1.0, "alpha": 0.55}
 _GENERATED_PATH = {"linewidth": 1.8, "marker": "o", "markersize": 3}
@@ -46,7 +45,7 @@ STYLE = {
     "grid.color": "#e4e4e4",
     "legend.frameon": False,
     "legend.fontsize": 9,
-    "svg.hashsalt": "lohp",  # the same numbers give the same bytes
+    "svg.hashsalt": "lohp_jax",  # the same numbers give the same bytes
     "text.parse_math": False,  # a "$" in a method's name is a dollar
 }
 
@@ -60,7 +59,7 @@ class Plot(NamedTuple):
     caption: str
 
 
-def draw_plots(directory: pathlib.Path, scores: list[Score]) -> list[tuple[Plot, bytes]]:
+def draw_plots(directory: pathlib.Path, standings: Standings) -> list[tuple[Plot, bytes]]:
     """Every plot with its SVG, in matplotlib's default style whatever the user's own is.
 
     The SVG is empty where the run directory does not hold the numbers.
@@ -70,17 +69,18 @@ def draw_plots(directory: pathlib.Path, scores: list[Score]) -> list[tuple[Plot,
     file = directory / "figures.json"
     figures = read_versioned(file) if file.exists() else {}
     projection, cosine, by_step = (
-        section(figures, key, str(file)) for key in ("projection", "cosine", "accuracy_by_step")
+        section(figures, key, str(file)) for key in ("projection", "cosine", "score_by_step")
     )
     lines = read_lines(directory / "metrics.jsonl")
+    colors = _colors(standings, [str(field(line, "method", where)) for where, line in lines])
     with matplotlib.style.context(["default", STYLE]):
         plots = [
-            _plot_accuracy(held_out(scores)),
-            _plot_trajectories(projection, f"{file}, projection"),
-            _plot_cosine(cosine, f"{file}, cosine"),
-            _plot_accuracy_by_step(by_step, f"{file}, accuracy_by_step"),
-            _plot_curves(lines, "loss"),
-            _plot_curves(lines, "progress"),
+            _plot_scores(standings, colors),
+            _plot_trajectories(projection, f"{file}, projection", teachers(standings)),
+            _plot_cosine(cosine, f"{file}, cosine", colors),
+            _plot_score_by_step(by_step, f"{file}, score_by_step", standings, colors),
+            _plot_curves(lines, "loss", colors),
+            _plot_curves(lines, "progress", colors),
         ]
         return [(plot, to_svg(plot.figure)) for plot in plots]
 
@@ -107,51 +107,75 @@ def _legend(figure: Any) -> None:
     figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2)
 
 
-def _plot_accuracy(scores: list[Score]) -> Plot:
-    title = "Accuracy of all methods"
+def _colors(standings: Standings, trained: list[str]) -> dict[str, str]:
+    """A colour for every method: its own for those that are trained, a grey for the others."""
+    known = {score.method: score.kind for score in standings.scores}
+    generators = [method for method, kind in known.items() if kind == "generator"]
+    generators += [method for method in trained if method not in known]
+    own = sorted({*generators} - {standings.main})
+    colors = dict(zip(own, itertools.cycle(_GENERATOR_COLORS), strict=False))
+    colors |= dict.fromkeys(teachers(standings), _TEACHER_COLOR) | {standings.main: _MAIN_COLOR}
+    return collections.defaultdict(lambda: _OTHER_COLOR, colors)
+
+
+def _plot_scores(standings: Standings, colors: dict[str, str]) -> Plot:
+    measure, scores = standings.measure, held_out(standings)
+    title = f"{measure.name.capitalize()} of all methods"
     if not scores:
-        return Plot(title, None, "", "results.json has no accuracy on unseen tasks.")
+        return Plot(title, None, "", f"results.json has no {measure.name} on unseen tasks.")
     figure, axes = make_axes(height=1.1 + 0.3 * len(scores))
+    bounds = _LOGIT_RANGE if measure is ACCURACY else (-np.inf, np.inf)
     for i, score in enumerate(scores):
         axes.errorbar(
-            np.clip(score.accuracy, *_LOGIT_RANGE),
+            np.clip(score.value, *bounds),
             i,
             xerr=np.nan_to_num(score.spread),
             fmt="o",
             markersize=4,
             capsize=4,
-            color=_color(score.method),
+            color=colors[score.method],
         )
     axes.set_yticks(range(len(scores)), [s.method for s in scores])
     for label, score in zip(axes.get_yticklabels(), scores, strict=True):
-        label.set_fontweight("bold" if score.method.startswith("lohp") else "normal")
+        label.set_fontweight("bold" if score.method == standings.main else "normal")
     axes.set_ylim(len(scores) - 0.5, -0.5)
     values = axes.secondary_yaxis("right")
-    values.set_yticks(range(len(scores)), [f"{s.accuracy:.3f}" for s in scores])
+    values.set_yticks(range(len(scores)), [measure.write(s.value, s.spread)[0] for s in scores])
     values.tick_params(length=0)
     values.spines["right"].set_visible(False)
-    teacher = next(filter(is_teacher, scores), None)
+    teacher = next((score for score in scores if score.kind == "teacher"), None)
     if teacher is not None:
-        axes.axvline(teacher.accuracy, color=_TEACHER_COLOR, linestyle="--", linewidth=1)
-    _set_logit_scale(axes, scores)
-    axes.set_xlabel("accuracy on unseen tasks (logit scale)")
+        axes.axvline(teacher.value, color=_TEACHER_COLOR, linestyle="--", linewidth=1)
+    axes.set_xlabel(f"{measure.name} on unseen tasks ({_set_scale(axes, standings)} scale)")
     line = "" if teacher is None else f" The dashed line is the best teacher, {teacher.method}."
     return Plot(
         title,
         figure,
-        "Accuracy, best first: "
-        + "; ".join(f"{s.method} {accuracy_text(s)}" for s in scores)
+        f"{measure.name.capitalize()}, best first: "
+        + "; ".join(f"{s.method} {score_text(s, measure)}" for s in scores)
         + ".",
-        f"Mean over unseen tasks. Error bars: {kinds(scores)}.{line}",
+        f"Mean over unseen tasks. Error bars: {spreads(scores)}.{line}",
     )
 
 
+def _set_scale(axes: Any, standings: Standings) -> str:
+    """Scales the x axis as the scores need it; returns the name of the scale."""
+    scores = held_out(standings)
+    if standings.measure is ACCURACY:
+        _set_logit_scale(axes, scores)
+        return "logit"
+    values, spread = (
+        np.array([getattr(score, name) for score in scores]) for name in ("value", "spread")
+    )
+    return _set_log_scale(axes, "x", values, spread)
+
+
 def _set_logit_scale(axes: Any, scores: list[Score]) -> None:
-    """Stretches the axis towards 1, where good methods lie close together."""
+    """Stretches the x axis towards 1, where good methods lie close together."""
     from matplotlib.ticker import MaxNLocator
     from scipy.special import expit, logit
 
-    ends = [s.accuracy + side * np.nan_to_num(s.spread) for s in scores for side in (-1, 1)]
+    ends = [s.value + side * np.nan_to_num(s.spread) for s in scores for side in (-1, 1)]
     low, high = logit(np.clip([min(ends), max(ends)], *_LOGIT_RANGE))
     margin = 0.05 * (high - low) + 0.05
     left, right = expit([low - margin, high + margin])
@@ -163,7 +187,32 @@ def _set_logit_scale(axes: Any, scores: list[Score]) -> None:
     axes.set_xticks([], minor=True)
 
 
-def _plot_trajectories(projection: dict[str, Any], where: str) -> Plot:
+def _set_log_scale(axes: Any, name: str, values: np.ndarray, spread: np.ndarray) -> str:
+    """Stretches the axis `name` towards 0 if all finite values are positive, else leaves it linear.
+
+    It is as wide as the values with their spread, but no bar that reaches 0 makes it endless.
+    """
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    spread = np.nan_to_num(spread)[np.isfinite(values)]
+    values = values[np.isfinite(values)]
+    if not len(values) or values.min() <= 0:
+        return "linear"
+    low, high = np.maximum(values - spread, values / 3).min(), (values + spread).max()
+    decades = np.log10(high / low)
+    margin = 10 ** (0.05 * decades + 0.02)
+    left, right = low / margin, high * margin
+    subs = (1.0, 2.0, 5.0) if decades < 2 else (1.0,)
+    locator = MaxNLocator(5) if decades < 0.7 else LogLocator(subs=subs, numticks=6)
+    ticks = [tick for tick in locator.tick_values(left, right) if left < tick < right]
+    axes.set(**{f"{name}scale": "log", f"{name}lim": (left, right)})
+    axis = getattr(axes, f"{name}axis")
+    axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_ticks([], minor=True)
+    return "log"
+
+
+def _plot_trajectories(projection: dict[str, Any], where: str, taught: set[str]) -> Plot:
     title = "Trajectories in two principal components"
     if not projection:
         return Plot(title, None, "", _absent("projections of trajectories"))
@@ -174,11 +223,11 @@ def _plot_trajectories(projection: dict[str, Any], where: str) -> Plot:
     for generated in (False, True):  # generated paths lie over the others
         style = _GENERATED_PATH if generated else _TEACHER_PATH
         for method, task, points in paths:
-            if method.startswith("lohp") == generated:
+            if (method not in taught) == generated:
                 color = _TASK_COLORS[tasks.index(task) % len(_TASK_COLORS)]
                 axes.plot(*points.T, color=color, **style)
                 axes.plot(*points[-1:].T, color=color, marker="o" if generated else "x", zorder=4)
-        names = sorted({m for m, _, _ in paths if m.startswith("lohp") == generated})
+        names = sorted({m for m, _, _ in paths if (m not in taught) == generated})
         if names:
             axes.plot([], [], color=_TEACHER_COLOR, label=", ".join(names), **style)
     axes.set_xlabel(f"component 1 ({explained[0]:.0%} of the variance)")
@@ -204,7 +253,7 @@ def _paths(paths: Any, where: str) -> Iterator[tuple[str, str, np.ndarray]]:
             yield str(field(path, "method", at)), str(field(path, "task", at)), points
 
 
-def _plot_cosine(cosine: dict[str, Any], where: str) -> Plot:
+def _plot_cosine(cosine: dict[str, Any], where: str, colors: dict[str, str]) -> Plot:
     title = "Cosine of generated to offline steps"
     values = {m: array(cosine, m, where, (None,)) for m in cosine}
     values = {m: v[np.isfinite(v)] for m, v in values.items() if np.isfinite(v).any()}
@@ -216,7 +265,7 @@ def _plot_cosine(cosine: dict[str, Any], where: str) -> Plot:
             np.clip(value, -1, 1),  # float32 rounds above 1
             bins=np.linspace(-1, 1, 41),
             weights=np.full(len(value), 1 / len(value)),
-            color=_color(method),
+            color=colors[method],
             alpha=0.6,
             label=f"{method}, mean {value.mean():.2f}",
         )
@@ -232,27 +281,36 @@ def _plot_cosine(cosine: dict[str, Any], where: str) -> Plot:
     )
 
 
-def _plot_accuracy_by_step(curves: dict[str, Any], where: str) -> Plot:
-    title = "Accuracy by step"
+def _plot_score_by_step(
+    curves: dict[str, Any], where: str, standings: Standings, colors: dict[str, str]
+) -> Plot:
+    measure = standings.measure
+    title = f"{measure.name.capitalize()} by step"
     if not curves:
-        return Plot(title, None, "", _absent("accuracies by step"))
+        return Plot(title, None, "", _absent("scores by step"))
     figure, axes = make_axes()
-    ends = []
+    bounds = (0, 1) if measure is ACCURACY else (-np.inf, np.inf)
+    ends, drawn = [], []
     for method, curve in curves.items():
         at = f"{where}[{method!r}]"
         step = array(curve, "step", at, (None,))
         mean, std = (array(curve, name, at, step.shape) for name in ("mean", "std"))
-        marker = "o" if method.startswith("lohp") else None
-        axes.plot(step, mean, color=_color(method), marker=marker, markersize=4, label=method)
-        axes.fill_between(step, mean - std, mean + std, color=_color(method), alpha=0.15, lw=0)
-        ends += [f"{method} ends at {decimal(mean[-1])}"] if len(mean) else []
+        marker = None if method in teachers(standings) else "o"
+        axes.plot(step, mean, color=colors[method], marker=marker, markersize=4, label=method)
+        band = np.clip([mean - std, mean + std], *bounds)
+        axes.fill_between(step, *band, color=colors[method], alpha=0.15, lw=0)
+        ends += [f"{method} ends at {value_text(mean[-1], measure)}"] if len(mean) else []
+        drawn.append((mean, std))
+    label = f"{measure.name} on unseen tasks"
+    if measure is not ACCURACY:
+        label += f" ({_set_log_scale(axes, 'y', *np.concatenate(drawn, axis=1))} scale)"
     axes.set_xlabel("optimizer steps, or what generated steps stand for")
-    axes.set_ylabel("accuracy on unseen tasks")
+    axes.set_ylabel(label)
     _legend(figure)
     return Plot(
         title,
         figure,
-        f"Accuracy against optimizer steps: {'; '.join(ends)}.",
+        f"{measure.name.capitalize()} against optimizer steps: {'; '.join(ends)}.",
         "Mean over unseen tasks; the band is one standard deviation. A generated step counts as "
         "the optimizer steps that it stands for.",
     )
@@ -265,14 +323,16 @@ _CURVE_CAPTIONS = {
 }
 
 
-def _plot_curves(lines: list[tuple[str, dict[str, Any]]], name: str) -> Plot:
+def _plot_curves(
+    lines: list[tuple[str, dict[str, Any]]], name: str, colors: dict[str, str]
+) -> Plot:
     title = f"Training: {name}"
     curves = _curves(lines, name)
     if not curves:
         return Plot(title, None, "", f"metrics.jsonl has no {name}.")
     figure, axes = make_axes()
     for method, (step, value) in curves.items():
-        axes.plot(step, value, color=_color(method), label=method)
+        axes.plot(step, value, color=colors[method], label=method)
     if name == "progress":
         axes.axhline(1, color=_TEACHER_COLOR, linestyle="--", linewidth=1)
         axes.set_ylim(bottom=0)
@@ -301,7 +361,3 @@ def _curves(lines: list[tuple[str, dict[str, Any]]], name: str) -> dict[str, np.
 
 def _absent(what: str) -> str:
     return f"figures.json is not there or has no {what}."
-
-
-def _color(method: str) -> str:
-    return _COLORS.get(method, _TEACHER_COLOR if method.startswith("teacher_") else "#7a7a7a")

@@ -3,12 +3,12 @@
 import json
 import math
 import pathlib
+import types
 from typing import Any
 
 import numpy as np
 
-SCHEMA = 1
-"""Version of `results.json` and `figures.json`; the only one that is read."""
+from lohp_jax.files import SCHEMA
 
 
 def read_results(directory: pathlib.Path) -> dict[str, Any]:
@@ -74,15 +74,26 @@ def _parse(text: str, file: pathlib.Path, first_line: int = 1) -> dict[str, Any]
     return content
 
 
-def field(mapping: Any, key: str, where: str, kind: type = object) -> Any:
+def field(mapping: Any, key: str, where: str, kind: type | types.UnionType = object) -> Any:
     """The value at `key`; ValueError if it is absent or not of that kind."""
     if not isinstance(mapping, dict) or key not in mapping:
         raise ValueError(f"write_report: {where} lacks the key {key!r}.")
     if not isinstance(mapping[key], kind):
+        name = kind.__name__ if isinstance(kind, type) else str(kind)
         raise ValueError(
-            f"write_report: expected a {kind.__name__} at {key!r} of {where}, got {mapping[key]!r}."
+            f"write_report: expected a {name} at {key!r} of {where}, got {mapping[key]!r}."
         )
     return mapping[key]
+
+
+def choice(mapping: Any, key: str, where: str, among: tuple[str, ...]) -> str:
+    """The word at `key`; ValueError if it is absent or none of `among`."""
+    value = field(mapping, key, where)
+    if value not in among:
+        raise ValueError(
+            f"write_report: expected one of {', '.join(among)} at {key!r} of {where}, got {value!r}."
+        )
+    return value
 
 
 def section(mapping: dict[str, Any], key: str, where: str) -> dict[str, Any]:

@@ -1,19 +1,20 @@
-"""Held-out accuracy, cost and latency of every method, in one table."""
+"""Held-out score, cost and latency of every method, in one table."""
 
 import functools
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from lohp_jax.baselines import adaptation
 from lohp_jax.generation import generate
-from lohp_jax.optimizers import make_optimizer
+from lohp_jax.tasks.door import describe_family
 from lohp_jax.tasks.support import name_canonically
 from lohp_jax.trajectories.rollout import over_tasks, rollout
-from lohp_jax.types import Generator, Params, PyTree, TaskFamily
+from lohp_jax.types import Generator, Params, PyTree, Split, TaskFamily
+
+Kind = Literal["teacher", "generator", "baseline"]
 
 _CALLS_ALONE = 21
 _CALLS_TOGETHER = 5
@@ -33,7 +34,54 @@ class TaskBatch(NamedTuple):
     keys: jax.Array
 
 
-def draw_tasks(family: TaskFamily, key: jax.Array, num_tasks: int, split: str) -> TaskBatch:
+def evaluate(
+    family: TaskFamily,
+    generators: Mapping[str, Generator],
+    key: jax.Array,
+    *,
+    num_tasks: int = 256,
+    split: Split = "held_out",
+) -> dict[str, Any]:
+    """Scores generators on the same tasks of a family.
+
+    Args:
+      family: the tasks.
+      generators: what makes weights, by the name of its row.
+      key: picks the tasks and their contexts.
+      num_tasks: R.
+      split: of the tasks.
+
+    Returns: `{"family", "measure", "rows"}`; a row has what `make_row` says. `measure` is "accuracy",
+      of which more is better, or "objective", of which less is.
+
+    Raises: ValueError for a family whose functions do not fit together, fewer than two tasks, or a
+      generator that cannot read the family's contexts.
+    """
+    if num_tasks < 2:
+        raise ValueError(f"evaluate: num_tasks must be at least 2, got {num_tasks}.")
+    measure = describe_family(family).measure
+    tasks = draw_tasks(family, key, num_tasks, split)
+    rows = []
+    for name, generator in generators.items():
+        if generator.check is not None:
+            generator.check(jax.tree.map(lambda leaf: leaf[0], tasks.contexts))
+        producer = make_producer(from_generator(generator))
+        weights = producer.many(tasks.contexts, tasks.keys)
+        row = make_row(
+            name,
+            "generator",
+            0,
+            measure,
+            scores(family, weights, tasks.data),
+            gradients=generator.gradients,
+            latency=latency(producer, tasks.contexts, tasks.keys),
+            split=split,
+        )
+        rows.append(row)
+    return {"family": family.name, "measure": measure, "rows": rows}
+
+
+def draw_tasks(family: TaskFamily, key: jax.Array, num_tasks: int, split: Split) -> TaskBatch:
     """Samples tasks of a split and one support of each, by which their labels are named."""
 
     def draw(key):
@@ -72,67 +120,59 @@ def from_generator(generator: Generator) -> Callable[[PyTree, jax.Array], Params
     return produce
 
 
-def accuracies(family: TaskFamily, weights: Params, data: PyTree) -> np.ndarray:
-    """`[R]` query accuracy of one network per task."""
+def scores(family: TaskFamily, weights: Params, data: PyTree) -> np.ndarray:
+    """`[R]` query accuracy or objective of one network per task."""
     return np.asarray(_evaluator(family)(weights, data))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=16)
 def _evaluator(family: TaskFamily) -> Callable[[Params, PyTree], jax.Array]:
-    return jax.jit(jax.vmap(lambda p, d: family.evaluate(p, d)["accuracy"]))
+    measure = describe_family(family).measure
+    return jax.jit(jax.vmap(lambda p, d: family.evaluate(p, d)[measure]))
 
 
-def teacher(family: TaskFamily, optimizer: str, theta_0: Params, num_steps: int) -> Producer:
+def teacher(family: TaskFamily, optimizer: Any, theta_0: Params, num_steps: int) -> Producer:
     """An optimizer started at theta_0; sees the task itself and makes the whole trajectory."""
-    transformation = make_optimizer(optimizer)
 
     def produce(data, key):
-        return rollout(family, transformation, data, theta_0, key, num_steps=num_steps)
+        return rollout(family, optimizer, data, theta_0, key, num_steps=num_steps)
 
     return make_producer(produce, over_tasks)
 
 
-def adapter(
-    family: TaskFamily, theta_0: Params, tuned: adaptation.Tuned
-) -> Callable[[PyTree, jax.Array], Params]:
-    """Tuned Adam on a support, as one network from one context."""
-
-    def produce(context, key):
-        del key
-        rate, num_steps = tuned
-        states = adaptation.adapt(
-            family, theta_0, context, rate, num_steps=num_steps, record_every=num_steps
-        )
-        return jax.tree.map(lambda leaf: leaf[-1], states)
-
-    return produce
-
-
 def make_row(
     method: str,
+    kind: Kind,
     seed: int,
-    scores: np.ndarray,
+    measure: str,
+    values: np.ndarray,
     *,
     gradients: int,
     latency: tuple[float, float],
+    split: Split = "held_out",
 ) -> dict[str, Any]:
-    """One line of the results: mean, spread and worst of the accuracies over held-out tasks.
+    """One line of the results: mean, spread and extremes of the scores over tasks.
 
     Args:
       method: its name.
+      kind: what it is.
       seed: of the run.
-      scores: `[R]` accuracies.
+      measure: "accuracy" or "objective", what the scores are.
+      values: `[R]` scores.
       gradients: gradient evaluations spent on a new task.
       latency: median milliseconds per network, alone and in a batch.
+      split: of the tasks.
     """
     return {
         "method": method,
+        "kind": kind,
         "seed": seed,
-        "split": "held_out",
-        "accuracy": float(scores.mean()),
-        "accuracy_std": float(scores.std(ddof=1)),
-        "accuracy_min": float(scores.min()),
-        "num_tasks": len(scores),
+        "split": split,
+        measure: float(values.mean()),
+        f"{measure}_std": float(values.std(ddof=1)),
+        f"{measure}_min": float(values.min()),
+        f"{measure}_max": float(values.max()),
+        "num_tasks": len(values),
         "latency_ms_p50": latency[0],
         "latency_ms_p50_batch": latency[1],
         "gradients": gradients,

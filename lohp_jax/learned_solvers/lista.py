@@ -1,4 +1,12 @@
-"""Unrolled networks for LASSO: FISTA with learned matrices, or with learned scalars."""
+"""Unrolled networks for LASSO: FISTA with learned matrices, or with learned scalars.
+
+A layer first extrapolates, y = x + β (x - x before), and all begin as those of FISTA. "matrices"
+(LISTA, Gregor and LeCun, 2010, with momentum), for one A: x <- soft(W b + V y, θ) with W `[n, m]`,
+V `[n, n]`, θ and β `[n]` of each layer. "steps" (in the spirit of ALISTA, Liu et al., 2019), for any A
+and size: x <- prox(y - γ ∇g(y) / L, τ / L) with scalars β, γ and τ of each layer. In both forms a layer
+counts as one pair of products with A and A^T; those of "matrices" have n (m + n) entries instead of
+2 m n.
+"""
 
 import math
 from collections.abc import Callable
@@ -7,9 +15,12 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from lohp_jax.diffusion.fitting import OnProgress, fit, make_optimizer, silent
+from lohp_jax.checks import check_option
 from lohp_jax.diffusion.generator import check_as_trained
 from lohp_jax.solvers.proximal import soft_threshold
+from lohp_jax.training.distributed import Strategy
+from lohp_jax.training.engine import OnProgress, Training, each_step, silent, step_keys, train
+from lohp_jax.training.gradient import first_state, make_optimizer, make_update
 from lohp_jax.types import Generator, ProblemFamily, PyTree
 
 Form = Literal["matrices", "steps"]
@@ -25,67 +36,71 @@ def train_lista(
     batch_size: int = 128,
     learning_rate: float = 1e-2,
     log_every: int = 100,
+    strategy: Strategy = "jit",
     on_progress: OnProgress = silent,
 ) -> Generator:
     """Trains `num_layers` steps of proximal gradient descent on the objective, without labels.
 
-    A layer first extrapolates, y = x + β (x - x before), and all begin as those of FISTA. "matrices"
-    (LISTA, Gregor and LeCun, 2010, with momentum), for one A: x <- soft(W b + V y, θ) with W `[n, m]`,
-    V `[n, n]`, θ and β `[n]` of each layer. "steps" (in the spirit of ALISTA, Liu et al., 2019), for
-    any A and size: x <- prox(y - γ ∇g(y) / L, τ / L) with scalars β, γ and τ of each layer. The loss is
-    log f(x_K), whose gradient near the optimum is that of the relative gap (f - f*) / f*. In both forms
-    a layer counts as one pair of products with A and A^T; those of "matrices" have n (m + n) entries
-    instead of 2 m n.
+    The loss is log f(x_K), whose gradient near the optimum is that of the relative gap (f - f*) / f*.
 
     Args:
       family: a LASSO; for "steps" any family with `composite`. Its objective must be positive.
       key: randomness of problems; the result depends on it alone.
-      form: "matrices" or "steps".
+      form: "matrices" or "steps", see above.
       num_layers: K.
       updates: of Adam.
       batch_size: new problems in each.
       learning_rate: of Adam; 1e-3 suits "matrices".
       log_every: updates per call of `on_progress`.
+      strategy: of `compile_update`; the result is the same up to rounding.
       on_progress: told of each chunk.
 
     Returns: a `Generator` of points x `[n]`, which has no randomness; its `num_steps` are layers.
 
     Raises: ValueError for another form, a family that it cannot serve, or numbers out of range;
-      FloatingPointError if training diverges.
+      DivergedError if training diverges.
     """
-    if form not in get_args(Form):
-        raise ValueError(f"lista: form must be one of {get_args(Form)}, got {form!r}.")
+    check_option("lista", "form", form, get_args(Form))
     for name, count in (("num_layers", num_layers), ("batch_size", batch_size)):
         if count < 1:
             raise ValueError(f"lista: {name} must be at least 1, got {count}.")
     _check_family(form, family)
     unroll = {"matrices": _matrices, "steps": _steps}[form](family)
+    optimizer = make_optimizer(updates, learning_rate)
+    start_key, key = jax.random.split(key)
 
-    def loss_fn(params, carry, data, step, key):
+    def start(key):
+        weights = _start(form, family, family.sample(key, "train"), num_layers)
+        return first_state(weights, optimizer)
+
+    training = Training(
+        "lista",
+        start,
+        make_update(_make_loss(family, unroll), optimizer),
+        each_step(lambda step: step_keys(key, step, batch_size)),
+        updates,
+        start_from=(start_key,),
+        log_every=log_every,
+    )
+    params = train(training, strategy=strategy, on_progress=on_progress).params
+    check = family.check
+    if form == "matrices":
+        check = check_as_trained(family, "LISTA with matrices", "form='steps' serves all")
+    return _generator(family, unroll, params, check)
+
+
+def _make_loss(family: ProblemFamily, unroll: Callable[..., jax.Array]) -> Callable:
+    """Mean log f(x_K) over new problems, one for each key, as `make_update` takes it."""
+
+    def loss_fn(params, carry, keys, step):
         def one(key):
             problem = family.sample(key, "train")
             x = unroll(params, problem)[-1]
             return jnp.log(family.objective(x, problem))
 
-        return jnp.mean(jax.vmap(one)(jax.random.split(key, batch_size))), (carry, {})
+        return jnp.mean(jax.vmap(one)(keys)), (carry, {})
 
-    def start(key):
-        return _start(form, family, family.sample(key, "train"), num_layers), ()
-
-    params = fit(
-        "lista",
-        loss_fn,
-        start,
-        key,
-        updates=updates,
-        optimizer=make_optimizer(updates, learning_rate),
-        log_every=log_every,
-        on_progress=on_progress,
-    )
-    check = family.check
-    if form == "matrices":
-        check = check_as_trained(family, "LISTA with matrices", "form='steps' serves all")
-    return _generator(family, unroll, params, check)
+    return loss_fn
 
 
 def _generator(

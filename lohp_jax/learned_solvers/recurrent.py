@@ -2,26 +2,33 @@
 
 Three rules from the literature in one frame; they differ in what the LSTM sees of a coordinate and in
 what its output does. Gradients that it sees carry no second derivatives, as in all three papers.
+
+"l2o_dm" (Andrychowicz et al., 2016) sees the logarithm and sign of a gradient and says the change of x.
+"rnnprop" (Lv et al., 2017) sees m / √v and g / √v of Adam and says tanh of it; its random scalings in
+training are left out. "l2o_pa" (Liu et al., 2023, the form their ablation ends at) sees y and ∇g(y) and
+says a preconditioner p and a momentum a, each 2 sigmoid(.) times a learned scale:
+x' = prox_{p/L}(y - p/L ∇g(y)), y' = x' + a (x' - x). The others take subgradients where f has a
+non-smooth part.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import optax
 
 from lohp_jax.checks import check_option
-from lohp_jax.diffusion.fitting import OnProgress, fit, make_optimizer, silent
+from lohp_jax.networks.recurrent import Kind, initial_hidden, make_lstm
 from lohp_jax.solvers.multistart import gaussian_starts
 from lohp_jax.solvers.trace import Trace, iterate, make_trace, objective_of
+from lohp_jax.training.distributed import Strategy
+from lohp_jax.training.engine import OnProgress, Training, each_step, silent, step_keys, train
+from lohp_jax.training.gradient import FitState, first_state, make_optimizer, make_update
 from lohp_jax.types import ProblemFamily, PyTree
 
-Kind = Literal["l2o_dm", "rnnprop", "l2o_pa"]
 Starts = Literal["start", "frame"]
-_UNITS = 20
-_LAYERS = 2
 _STEP = 0.1  # factor of the output of "l2o_dm" and "rnnprop"
 _SMALLEST_LOG = 10.0  # of a gradient, from which on "l2o_dm" sees it linearly
 _DECAY = 0.95  # of both moments of "rnnprop"
@@ -86,20 +93,14 @@ def train_learned_solver(
     batch_size: int = 64,
     learning_rate: float = 1e-3,
     log_every: int = 100,
+    strategy: Strategy = "jit",
     on_progress: OnProgress = silent,
 ) -> PyTree:
     """Trains a solver by truncated back-propagation on the mean objective along its way.
 
-    "l2o_dm" (Andrychowicz et al., 2016) sees the logarithm and sign of a gradient and says the change of
-    x. "rnnprop" (Lv et al., 2017) sees m / √v and g / √v of Adam and says tanh of it; its random
-    scalings in training are left out. "l2o_pa" (Liu et al., 2023, the form their ablation ends at) sees
-    y and ∇g(y) and says a preconditioner p and a momentum a, each 2 sigmoid(.) times a learned scale:
-    x' = prox_{p/L}(y - p/L ∇g(y)), y' = x' + a (x' - x). The others take subgradients where f has a
-    non-smooth part.
-
     Args:
       family: the problems.
-      kind: of the solver.
+      kind: of the solver, see above.
       key: randomness of problems and start; the result depends on it alone.
       starts: where runs begin: at the family's start, or at `gaussian_starts`.
       num_steps: of a run, after which new problems are drawn; a multiple of `window`.
@@ -108,27 +109,47 @@ def train_learned_solver(
       batch_size: runs in parallel.
       learning_rate: of Adam.
       log_every: updates per call of `on_progress`.
+      strategy: of `compile_update`; the result is the same up to rounding.
       on_progress: told of each chunk.
 
-    Raises: ValueError for another kind or numbers out of range; FloatingPointError if training diverges.
+    Raises: ValueError for another kind or numbers out of range; DivergedError if training diverges.
     """
     check_option("learned solver", "kind", kind, get_args(Kind))
     check_option("learned solver", "starts", starts, get_args(Starts))
-    if window < 1 or num_steps < 1 or num_steps % window:
-        raise ValueError(
-            "learned solver: num_steps must be a multiple of window, both at least 1, "
-            f"got {num_steps} and {window}."
-        )
-    if batch_size < 1:
-        raise ValueError(f"learned solver: batch_size must be at least 1, got {batch_size}.")
+    _check_sizes(num_steps, window, batch_size)
+    optimizer = make_optimizer(updates, learning_rate)
+    begin = functools.partial(_begin, family, starts)
+    loss_fn = _make_loss(family, kind, begin, window, num_steps // window)
+    start_key, key = jax.random.split(key)
+    training = Training(
+        kind,
+        functools.partial(_first_state, kind, begin, batch_size, optimizer),
+        make_update(loss_fn, optimizer),
+        each_step(lambda step: step_keys(key, step, batch_size)),
+        updates,
+        start_from=(start_key,),
+        log_every=log_every,
+    )
+    return train(training, strategy=strategy, on_progress=on_progress).params
 
-    def begin(key):
-        sample_key, start_key = jax.random.split(key)
-        problem = family.sample(sample_key, "train")
-        x0 = family.start(problem)
-        if starts == "frame":
-            x0 = gaussian_starts(family, problem, start_key, 1)[0]
-        return problem, _initial(x0)
+
+def _begin(family: ProblemFamily, starts: Starts, key: jax.Array) -> tuple[PyTree, SolverState]:
+    """A new problem and the state of its run."""
+    sample_key, start_key = jax.random.split(key)
+    problem = family.sample(sample_key, "train")
+    x0 = family.start(problem)
+    if starts == "frame":
+        x0 = gaussian_starts(family, problem, start_key, 1)[0]
+    return problem, _initial(x0)
+
+
+def _make_loss(
+    family: ProblemFamily, kind: Kind, begin: Callable, window: int, num_windows: int
+) -> Callable:
+    """Mean objective along the next window of every run, as `make_update` takes it.
+
+    The carry is the problems and states of the runs; at the first of `num_windows` all begin anew.
+    """
 
     def run(params, problem, state):
         step = _stepper(family, kind, params, problem)
@@ -140,53 +161,44 @@ def train_learned_solver(
         state, values = jax.lax.scan(body, state, length=window)
         return jnp.mean(values), state
 
-    def loss_fn(params, carry, data, step, key):
-        fresh = jax.vmap(begin)(jax.random.split(key, batch_size))
-        over = step % (num_steps // window) == 0
+    def loss_fn(params, carry, keys, step):
+        fresh = jax.vmap(begin)(keys)
+        over = step % num_windows == 0
         problems, states = jax.tree.map(lambda a, b: jnp.where(over, a, b), fresh, carry)
         losses, states = jax.vmap(run, (None, 0, 0))(params, problems, states)
         return jnp.mean(losses), ((problems, jax.lax.stop_gradient(states)), {})
 
-    def initial(key):
-        init_key, carry_key = jax.random.split(key)
-        carry = jax.vmap(begin)(jax.random.split(carry_key, batch_size))
-        state = jax.tree.map(lambda leaf: leaf[0], carry[1])
-        seen, _ = _see(kind, state, jnp.zeros_like(state.x))
-        return _network(kind).init(init_key, seen, state.hidden), carry
-
-    return fit(
-        kind,
-        loss_fn,
-        initial,
-        key,
-        updates=updates,
-        optimizer=make_optimizer(updates, learning_rate),
-        log_every=log_every,
-        on_progress=on_progress,
-    )
+    return loss_fn
 
 
-def _network(kind: Kind) -> hk.Transformed:
-    """`(params, seen [n, F], hidden) -> (outputs [n, O], hidden)`."""
+def _first_state(
+    kind: Kind,
+    begin: Callable,
+    batch_size: int,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+) -> FitState:
+    """The state before the first update, whose runs of zeros are never taken up."""
+    one = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(begin, key))
+    seen, _ = _see(kind, one[1], one[1].x)
+    params = make_lstm(kind).init(key, seen, one[1].hidden)
+    carry = jax.tree.map(lambda leaf: jnp.stack([leaf] * batch_size), one)
+    return first_state(params, optimizer, carry)
 
-    def forward(seen, hidden):
-        if kind == "rnnprop":
-            seen = jax.nn.elu(hk.Linear(_UNITS, name="input")(seen))
-        core = hk.DeepRNN([hk.LSTM(_UNITS, name=f"lstm_{i}") for i in range(_LAYERS)])
-        out, hidden = core(seen, hidden)
-        if kind != "l2o_pa":
-            return hk.Linear(1, name="output")(out), hidden
-        out = jax.nn.relu(hk.Linear(_UNITS, name="dense")(out))
-        scale = hk.get_parameter("scale", [2], init=jnp.ones)
-        return scale[None] * 2.0 * jax.nn.sigmoid(hk.Linear(2, name="output")(out)), hidden
 
-    return hk.without_apply_rng(hk.transform(forward))
+def _check_sizes(num_steps: int, window: int, batch_size: int) -> None:
+    if window < 1 or num_steps < 1 or num_steps % window:
+        raise ValueError(
+            "learned solver: num_steps must be a multiple of window, both at least 1, "
+            f"got {num_steps} and {window}."
+        )
+    if batch_size < 1:
+        raise ValueError(f"learned solver: batch_size must be at least 1, got {batch_size}.")
 
 
 def _initial(x0: jax.Array) -> SolverState:
-    zeros = jnp.zeros((len(x0), _UNITS), x0.dtype)
-    hidden = tuple(hk.LSTMState(zeros, zeros) for _ in range(_LAYERS))
     moments = (jnp.zeros_like(x0), jnp.zeros_like(x0))
+    hidden = initial_hidden(len(x0), x0.dtype)
     return SolverState(x0, x0, hidden, moments, jnp.zeros((), jnp.int32))
 
 
@@ -214,7 +226,7 @@ def _see(
 def _stepper(
     family: ProblemFamily, kind: Kind, params: PyTree, problem: PyTree
 ) -> Callable[[SolverState], SolverState]:
-    network = _network(kind)
+    network = make_lstm(kind)
     composite = family.composite if kind == "l2o_pa" else None
     smooth = family.objective if composite is None else composite.smooth
     unit = _SMOOTH_STEP if composite is None else 1.0 / composite.lipschitz(problem)

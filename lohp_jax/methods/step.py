@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lohp_jax.methods.setting import Dataset, Objective
-from lohp_jax.policy.hybrid import Example
-from lohp_jax.types import PyTree, TaskFamily
+from lohp_jax.methods.common import Loss
+from lohp_jax.trajectories.dataset import Dataset
+from lohp_jax.types import Example, PyTree, TaskFamily
 
 
 class TrainState(NamedTuple):
     """Everything that an update changes.
 
     Attributes:
-      params: of the policy network.
+      params: of the method.
       opt_state: of the optimizer.
       step: int32 scalar, updates so far.
     """
@@ -50,7 +50,7 @@ def make_optimizer(
 
 
 def make_update(
-    family: TaskFamily, objective: Objective, optimizer: optax.GradientTransformation
+    family: TaskFamily, loss: Loss, optimizer: optax.GradientTransformation
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Builds `update(state, batch, dataset, axis_name=None) -> (state, metrics)`, pure.
 
@@ -58,7 +58,7 @@ def make_update(
     that of two half-batches, every other example in each, whose agreement gives `gradient_snr`, the
     ratio of the norms of the mean gradient's signal and noise.
 
-    Metrics: `loss`, `gradient_norm`, `gradient_snr`, and the means of what the objective reports.
+    Metrics: `loss`, `gradient_norm`, `gradient_snr`, and the means of what the loss reports.
 
     `update` raises ValueError for an odd number of examples, on each device under `pmap`.
     """
@@ -66,10 +66,7 @@ def make_update(
     def loss_fn(params, batch, dataset):
         def of_example(index, key):
             context_key, key = jax.random.split(key)
-            data = jax.tree.map(lambda leaf: leaf[index], dataset.data)
-            context = family.context(data, context_key)
-            example = Example(dataset.tokens[index], dataset.optimizer[index], context, data)
-            return objective(params, example, key)
+            return loss(params, example_at(family, dataset, index, context_key), key)
 
         losses, info = jax.vmap(of_example)(*batch)
         return jnp.mean(losses), jax.tree.map(lambda leaf: leaf.mean(axis=0), info)
@@ -98,15 +95,12 @@ def make_update(
     return update
 
 
-def scan_updates(update: Callable) -> Callable:
-    """Runs `update` over batches with a leading axis of steps; metrics keep that axis."""
-
-    def run(state, batches, dataset, axis_name=None):
-        return jax.lax.scan(
-            lambda state, batch: update(state, batch, dataset, axis_name=axis_name), state, batches
-        )
-
-    return run
+def example_at(
+    family: TaskFamily, dataset: Dataset, index: jax.Array | int, key: jax.Array
+) -> Example:
+    """Row `index` of the data set, with a context that `key` draws from its task."""
+    data = jax.tree.map(lambda leaf: leaf[index], dataset.data)
+    return Example(dataset.tokens[index], dataset.teacher[index], family.context(data, key), data)
 
 
 def draw_batches(

@@ -4,43 +4,68 @@ Schedule and sampler are those that solve optimization problems; the denoiser is
 over the tokens of the codec, told a noise level where a policy is told its step.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from lohp_jax.diffusion.sampler import Denoiser, sample
-from lohp_jax.diffusion.schedule import Schedule, alpha_sigma
-from lohp_jax.policy.hybrid import Example, Policy, embed
-from lohp_jax.types import PyTree
+from lohp_jax.diffusion.schedule import Schedule, alpha_sigma, level_features
+from lohp_jax.methods.common import policy_method, settings
+from lohp_jax.networks.policy import NetworkConfig
+from lohp_jax.policy.config import HybridConfig
+from lohp_jax.policy.kernels import Policy, embed
+from lohp_jax.types import Example, Method, PyTree
 
 SCHEDULE = Schedule()
 
 
+def weight_diffusion(
+    *, network: NetworkConfig = NetworkConfig(), balance: HybridConfig = HybridConfig()
+) -> Method:
+    """Lo-Di: diffusion over the ends of the stored trajectories; a walk denoises by DDIM.
+
+    Args:
+      network: sizes of the denoiser.
+      balance: gives the condition dropout; nothing else of it matters.
+    """
+    return policy_method(
+        "lo_di",
+        lambda policy, space: functools.partial(denoising_loss, policy),
+        network=network,
+        balance=balance,
+        step_features=level_features,
+        sampler=denoise_from_noise,
+        config=settings(network=network, balance=balance),
+    )
+
+
 def denoise(
     policy: Policy,
-    params: dict,
+    params: PyTree,
     embedding: PyTree,
-    optimizer: jax.Array,
+    teacher: jax.Array,
     z: jax.Array,
     log_snr: jax.Array,
 ) -> jax.Array:
     """The network's x_0, the standardised end weights, at noisy ones.
 
     Args:
-      policy: of `make_policy` for `lo_di`.
+      policy: whose network is told a noise level in place of a step.
       params: of its network.
       embedding: of the context.
-      optimizer: int32 scalar, the kind of trajectory whose end is meant.
+      teacher: int32 scalar, the kind of trajectory whose end is meant.
       z: `[length, channels]`; padding is ignored.
       log_snr: scalar, the noise level.
 
     Returns: `[length, channels]`.
     """
     z = jnp.where(policy.codec.mask, z, 0.0)
-    return policy.network.heads(params, embedding, optimizer, log_snr, z).drift
+    return policy.network.heads(params, embedding, teacher, log_snr, z).drift
 
 
 def denoising_loss(
-    policy: Policy, params: dict, example: Example, key: jax.Array
+    policy: Policy, params: PyTree, example: Example, key: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean squared error of x_0 at N noise levels, N evaluations of the network as for cloning.
 
@@ -59,7 +84,7 @@ def denoising_loss(
         log_snr = SCHEDULE.log_snr(time)
         alpha, sigma = alpha_sigma(log_snr)
         z = alpha * end + sigma * noise
-        x0 = denoise(policy, params, embedding, example.optimizer, z, log_snr)
+        x0 = denoise(policy, params, embedding, example.teacher, z, log_snr)
         return jnp.sum(jnp.where(mask, x0 - end, 0.0) ** 2) / mask.sum()
 
     return jnp.mean(jax.vmap(error_at)(times, noises)), {}
@@ -67,9 +92,9 @@ def denoising_loss(
 
 def denoise_from_noise(
     policy: Policy,
-    params: dict,
+    params: PyTree,
     embedding: PyTree,
-    optimizer: jax.Array,
+    teacher: jax.Array,
     key: jax.Array,
     *,
     temperature: jax.Array | float,
@@ -80,10 +105,10 @@ def denoise_from_noise(
     """Samples end weights by DDIM; stands where a policy has `roll_out`, whose arguments it takes.
 
     Args:
-      policy: of `make_policy` for `lo_di`.
+      policy: whose network is told a noise level in place of a step.
       params: of its network.
       embedding: of the context.
-      optimizer: int32 scalar, the kind of trajectory whose end is meant.
+      teacher: int32 scalar, the kind of trajectory whose end is meant.
       key: randomness of the noise.
       temperature: factor of the noise; 0 starts at z = 0.
       num_steps: noise levels, at each of which the network is evaluated once, or twice with guidance;
@@ -97,18 +122,18 @@ def denoise_from_noise(
     shape = policy.codec.mask.shape
 
     def apply(params, z, log_snr, seen):
-        embedding, unconditional, optimizer = seen
+        embedding, unconditional, teacher = seen
         z = z.reshape(shape)
-        x0 = denoise(policy, params, embedding, optimizer, z, log_snr)
+        x0 = denoise(policy, params, embedding, teacher, z, log_snr)
         if guidance:
-            free = denoise(policy, params, unconditional, optimizer, z, log_snr)
+            free = denoise(policy, params, unconditional, teacher, z, log_snr)
             x0 += guidance * (x0 - free)
         return x0.reshape(-1)
 
     _, path = sample(
         Denoiser(apply, lambda seen: policy.codec.mask.size),
         params,
-        (embedding, unconditional, optimizer),
+        (embedding, unconditional, teacher),
         key,
         schedule=SCHEDULE,
         num_steps=policy.num_steps if num_steps is None else num_steps,

@@ -1,7 +1,6 @@
 """The policy: encoder, trunk and Gaussian heads put together over the tokens of one codec."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,11 +8,9 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from lohp_jax.codec import Codec
-from lohp_jax.networks.encoders import SetEncoder
+from lohp_jax.checks import check_option
 from lohp_jax.networks.trunks import MLPTrunk, UNet
-from lohp_jax.tasks.support import class_means
-from lohp_jax.types import PyTree
+from lohp_jax.types import Codec, Encoder, PyTree
 
 TRUNKS = {"unet": UNet, "mlp": MLPTrunk}
 
@@ -24,23 +21,15 @@ class NetworkConfig:
 
     trunk: str = "unet"
     """"unet", or "mlp" for a small number of weights."""
-    channels: int = 16
-    """Weights per token."""
     widths: tuple[int, ...] = (32, 64)
     """Channels of each resolution of the U-Net, or widths of the layers of the MLP."""
     embedding: int = 128
     """Size of the embedding of a label's support examples."""
 
     def __post_init__(self):
-        if self.trunk not in TRUNKS:
-            nearest = difflib.get_close_matches(str(self.trunk), TRUNKS, 1, 0)[0]
-            raise ValueError(
-                f"trunk must be one of {sorted(TRUNKS)}, got {self.trunk!r}; did you mean {nearest!r}?"
-            )
-        if self.channels < 1 or self.embedding < 1:
-            raise ValueError(
-                f"channels and embedding must be at least 1, got {self.channels}, {self.embedding}."
-            )
+        check_option("NetworkConfig", "trunk", self.trunk, TRUNKS)
+        if self.embedding < 1:
+            raise ValueError(f"embedding must be at least 1, got {self.embedding}.")
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"widths must be positive and at least one, got {self.widths}.")
 
@@ -67,14 +56,14 @@ class PolicyNetwork(NamedTuple):
     Attributes:
       init: `(key, context) -> params`.
       encode: `(params, context, keep) -> embedding`, a pytree; keep = 0 drops the context, 1 keeps it.
-      heads: `(params, embedding, optimizer, step, state [length, channels]) -> Heads`.
+      heads: `(params, embedding, teacher, step, state [length, channels]) -> Heads`.
       log_coefficient: `(params) -> [num_steps + 1]`, learned corrections to the log flow, last one 0.
     """
 
-    init: Callable[[jax.Array, PyTree], hk.Params]
+    init: Callable[[jax.Array, PyTree], PyTree]
     encode: Callable[..., PyTree]
     heads: Callable[..., Heads]
-    log_coefficient: Callable[[hk.Params], jax.Array]
+    log_coefficient: Callable[[PyTree], jax.Array]
 
 
 def make_policy_network(
@@ -82,8 +71,10 @@ def make_policy_network(
     config: NetworkConfig,
     start: jax.Array,
     *,
+    encoder: Encoder,
+    inputs: Callable[[PyTree], jax.Array] | None,
     num_steps: int,
-    num_optimizers: int,
+    num_teachers: int,
     step_features: Callable[[jax.Array], jax.Array] | None = None,
 ) -> PolicyNetwork:
     """Builds the network of a policy over the tokens of `codec`.
@@ -93,34 +84,35 @@ def make_policy_network(
       config: sizes.
       start: `[length, channels]` tokens of theta_0, scaled to about 1; by them the network tells the
         labels of an untrained head apart.
+      encoder: reads a context, of `Support.encode(config.embedding)`.
+      inputs: of the `Support`.
       num_steps: N; each step has an embedding of its own.
-      num_optimizers: how many kinds of trajectories there are to imitate.
+      num_teachers: how many kinds of trajectories there are to imitate.
       step_features: `(step) -> [F]`, for steps that are no numbers below N, such as noise levels: an
         affine map of these features is then the embedding.
     """
     channels = codec.mask.shape[1]
-    num_labels = max(1, codec.num_classes)
-    identity = to_rows(codec, start)[:, codec.shared_length :].reshape(num_labels, -1)
+    num_rows = max(1, codec.num_classes)
+    identity = to_rows(codec, start)[:, codec.shared_length :].reshape(num_rows, -1)
     features = to_rows(codec, jnp.concatenate([jnp.asarray(codec.features), start], axis=-1))
 
-    def encode(context, keep):
-        encoder = SetEncoder(config.embedding, num_labels)
-        embedding = encoder(context["images"], context["labels"])
+    def embed(read, keep):
+        """A row of the encoder for each row of the codec, or nothing known, as `keep` has it."""
+        if len(read) != num_rows:  # labels without axes in the weights: one row that knows of all
+            read = hk.Linear(config.embedding, name="rows")(read.reshape(1, -1))
+            read = jnp.broadcast_to(read, (num_rows, config.embedding))
         unknown = hk.get_parameter("unknown", (1, config.embedding), init=jnp.zeros)
-        unknown = jnp.broadcast_to(unknown, embedding.shape)
-        seen = where_read(codec, class_means(context, num_labels))
-        return keep * embedding + (1 - keep) * unknown, keep * seen
+        return keep * read + (1 - keep) * jnp.broadcast_to(unknown, read.shape)
 
     def embed_step(step):
         if step_features is None:
             return hk.Embed(num_steps, config.embedding, name="step")(step)
         return hk.Linear(config.embedding, name="step")(step_features(step))
 
-    def heads(embedding, optimizer, step, state):
+    def heads(embedding, teacher, step, state):
         embedding, seen = embedding
-        style = hk.Embed(num_optimizers, config.embedding, name="optimizer")(optimizer)
-        time = embed_step(step)
-        situation = jnp.broadcast_to(style + time, (num_labels, config.embedding))
+        style = hk.Embed(num_teachers, config.embedding, name="teacher")(teacher)
+        situation = jnp.broadcast_to(style + embed_step(step), (num_rows, config.embedding))
         situation = jnp.concatenate([situation, identity], axis=-1)
         gain, offset = jnp.split(hk.Linear(2 * config.embedding)(situation), 2, axis=-1)
         condition = embedding * (1.0 + gain) + offset
@@ -131,53 +123,75 @@ def make_policy_network(
         return Heads(*jnp.split(out, 4, axis=-1))
 
     def build():
-        def init(context):
-            embedding = encode(context, 1.0)
+        def init(read, seen):
+            embedding = embed(read, 1.0), seen
             zero = jnp.zeros((), jnp.int32)
             step = zero if step_features is None else jnp.zeros(())
             return heads(embedding, zero, step, jnp.zeros((codec.length, channels)))
 
-        return init, (encode, heads)
+        return init, (embed, heads)
 
     transformed = hk.without_apply_rng(hk.multi_transform(build))
-    encode_fn, heads_fn = transformed.apply
+    embed_fn, heads_fn = transformed.apply
+
+    def seen_by_inputs(context):
+        if inputs is None:
+            return jnp.zeros((*features.shape[:2], 0))
+        return where_read(codec, inputs(context))
 
     def init(key, context):
-        params = transformed.init(key, context)
-        return {**params, "flow": {"log_coefficient": jnp.zeros(num_steps)}}
+        encoder_key, key = jax.random.split(key)
+        encoder_params = encoder.init(encoder_key, context)
+        read = encoder.apply(encoder_params, context)
+        return {
+            "encoder": encoder_params,
+            "network": transformed.init(key, read, seen_by_inputs(context)),
+            "log_coefficient": jnp.zeros(num_steps),
+        }
 
-    def log_coefficient(params):
-        return jnp.append(params["flow"]["log_coefficient"], 0.0)
+    def encode(params, context, keep):
+        read = encoder.apply(params["encoder"], context)
+        return embed_fn(params["network"], read, keep), keep * seen_by_inputs(context)
 
-    return PolicyNetwork(init, encode_fn, heads_fn, log_coefficient)
+    return PolicyNetwork(
+        init,
+        encode,
+        lambda params, *seen: heads_fn(params["network"], *seen),
+        lambda params: jnp.append(params["log_coefficient"], 0.0),
+    )
 
 
 def where_read(codec: Codec, means: jax.Array) -> jax.Array:
-    """The mean support image of each label, written where the network's first layer reads it.
+    """What the examples of each label are on average, written where the first layer reads it.
 
-    A gradient of the first layer is an outer product with the input, so a weight moves as the pixel it
-    multiplies: beside the weight stands how this pixel differs between this label and the others, in
-    units of its spread, and its mean. A dense layer is taken to read pixels if it has as many inputs as
-    an image has pixels; weights of others have zeros beside them.
+    A gradient of the first layer is an outer product with the input, so a weight moves as the input it
+    multiplies: beside the weight stands how this input differs between this label and the others, in
+    units of its spread, and its mean. A dense layer is taken to read the input if it has as many inputs
+    as an example has numbers; weights of others have zeros beside them.
 
     Args:
       codec: of the generated network.
-      means: `[labels, pixels]`.
+      means: `[labels, P]`, of `Support.inputs`.
 
-    Returns: `[labels, row, 2 * channels]`.
+    Returns: `[rows, row length, F]`, of each row what belongs to its label, or to all labels where the
+      codec does not tell them apart.
     """
     shapes = jax.eval_shape(codec.decode, jax.ShapeDtypeStruct(codec.mask.shape, means.dtype))
-    pixels = jnp.arange(1.0, means.shape[1] + 1)[:, None]  # 0 stands for none
+    number = jnp.arange(1.0, means.shape[1] + 1)[:, None]  # 0 stands for none
 
     def index(leaf):
         reads = leaf.ndim == 2 and leaf.shape[0] == means.shape[1]
-        return jnp.broadcast_to(pixels, leaf.shape) if reads else jnp.zeros(leaf.shape)
+        return jnp.broadcast_to(number, leaf.shape) if reads else jnp.zeros(leaf.shape)
 
     read = to_rows(codec, codec.lay_out(jax.tree.map(index, shapes)))[0].astype(jnp.int32)
     contrast = means - means.mean(axis=0, keepdims=True)
     contrast = contrast / (jnp.std(contrast) + 1e-3)
     values = [jnp.pad(x, ((0, 0), (1, 0)))[:, read] for x in (contrast, means)]
-    return jnp.concatenate(values, axis=-1)
+    seen = jnp.concatenate(values, axis=-1)
+    if codec.num_classes == len(means):
+        return seen
+    seen = jnp.moveaxis(seen, 0, 1).reshape(1, seen.shape[1], -1)
+    return jnp.broadcast_to(seen, (max(1, codec.num_classes), *seen.shape[1:]))
 
 
 def to_rows(codec: Codec, tokens: jax.Array) -> jax.Array:

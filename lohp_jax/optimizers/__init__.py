@@ -1,44 +1,47 @@
-"""Optimizers by name; each is an optax transformation."""
+"""Optimizers; each is an optax transformation."""
 
-import math
-
-import optax
-
-from lohp_jax.checks import check_option
+from lohp_jax.optimizers.blends import constant_blend, graft
+from lohp_jax.optimizers.celo2 import celo2
+from lohp_jax.optimizers.extra_args import with_extra_args
+from lohp_jax.optimizers.hub import block_wise, hand_shares, hub, hub_diagnostics
+from lohp_jax.optimizers.lgl2o import lgl2o
+from lohp_jax.optimizers.names import OPTIMIZERS, make_optimizer
+from lohp_jax.optimizers.online import hub_online
+from lohp_jax.optimizers.pretrained import meta_trained_optimizer, pretrained, pretrained_optimizer
+from lohp_jax.optimizers.pull import anchor, decay
+from lohp_jax.optimizers.reinit import increase_steps, min_loss_reinit
 from lohp_jax.optimizers.sam import sam
+from lohp_jax.optimizers.spike import hub_spike
+from lohp_jax.optimizers.theta import load_theta, save_theta
+from lohp_jax.optimizers.trust import hub_trust
+from lohp_jax.optimizers.velo import celo, celo_adam, velo
 
-OPTIMIZERS = {
-    "sgd": (optax.sgd, 0.5),
-    "momentum": (lambda rate: optax.sgd(rate, momentum=0.9), 0.1),
-    "adam": (optax.adam, 0.05),
-    "adamw": (optax.adamw, 0.05),
-    "sam": (lambda rate: sam(optax.sgd(rate)), 0.5),
-}
-"""Factory of each optimizer and its default learning rate."""
-
-
-def make_optimizer(name: str) -> optax.GradientTransformationExtraArgs:
-    """Builds an optimizer by name.
-
-    Args:
-      name: a key of `OPTIMIZERS`, e.g. "adam", or "adam:0.01" for a learning rate of one's own.
-
-    Raises: ValueError for an unknown name, with the nearest one, or a bad learning rate.
-    """
-    kind, colon, rate = name.partition(":")
-    check_option("make_optimizer", "name", kind, OPTIMIZERS)
-    factory, default = OPTIMIZERS[kind]
-    learning_rate = _parse_learning_rate(rate) if colon else default
-    if not 0 < learning_rate < math.inf:
-        raise ValueError(
-            f"make_optimizer: expected a positive learning rate after the colon, got {name!r}; "
-            f"write e.g. '{kind}:{default}'."
-        )
-    return optax.with_extra_args_support(factory(learning_rate))
-
-
-def _parse_learning_rate(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+__all__ = [
+    "OPTIMIZERS",
+    "anchor",
+    "block_wise",
+    "celo",
+    "celo2",
+    "celo_adam",
+    "constant_blend",
+    "decay",
+    "graft",
+    "hand_shares",
+    "hub",
+    "hub_diagnostics",
+    "hub_online",
+    "hub_spike",
+    "hub_trust",
+    "increase_steps",
+    "lgl2o",
+    "load_theta",
+    "make_optimizer",
+    "meta_trained_optimizer",
+    "min_loss_reinit",
+    "pretrained",
+    "pretrained_optimizer",
+    "sam",
+    "save_theta",
+    "velo",
+    "with_extra_args",
+]

@@ -6,7 +6,7 @@ partial loss with all perturbations that its unroll has seen so far. Nothing is 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -49,22 +49,6 @@ class Pair(NamedTuple):
     key: jax.Array
 
 
-class MetaState(NamedTuple):
-    """Everything that a meta-update changes.
-
-    Attributes:
-      meta: the meta-parameters.
-      opt_state: of the optimizer of the meta-parameters.
-      pairs: for each kind of unroll, a `Pair` with a leading axis of pairs.
-      step: int32 scalar, meta-updates so far.
-    """
-
-    meta: PyTree
-    opt_state: optax.OptState
-    pairs: tuple[Pair, ...]
-    step: jax.Array
-
-
 def start_pairs(unroll: Unroll, meta: PyTree, key: jax.Array, num_pairs: int) -> Pair:
     """`num_pairs` pairs; the i-th ends its first unroll at i / `num_pairs` of it, to be out of step."""
     portions = (1.0 + jnp.arange(num_pairs)) / num_pairs
@@ -93,43 +77,6 @@ def advance_pair(
     fresh = _start(unroll, meta, start_key, jnp.ones(()))
     kept = Pair(states, drift, pair.key)
     return jax.tree.map(lambda f, k: jnp.where(done[0], f, k), fresh, kept), gradient, losses.mean()
-
-
-def make_meta_update(
-    unrolls: Sequence[Unroll], optimizer: optax.GradientTransformation, *, sigma: float
-) -> Callable[[MetaState, jax.Array], tuple[MetaState, dict[str, jax.Array]]]:
-    """Builds `update(state, key) -> (state, metrics)`: one truncation of every pair, then one step.
-
-    The gradient is the mean over kinds of unroll of the means over pairs. Metrics: `loss`, `losses`
-    `[kinds]` and `gradient_norm`, before the optimizer.
-    """
-
-    def update(state, key):
-        pairs, gradients, losses = [], [], []
-        for unroll, old, kind_key in zip(
-            unrolls, state.pairs, jax.random.split(key, len(unrolls)), strict=True
-        ):
-            keys = jax.random.split(kind_key, jax.tree.leaves(old)[0].shape[0])
-            new, gradient, loss = jax.vmap(
-                lambda p, k, unroll=unroll: advance_pair(unroll, state.meta, p, k, sigma=sigma)
-            )(old, keys)
-            pairs.append(new)
-            gradients.append(jax.tree.map(lambda g: g.mean(axis=0), gradient))
-            losses.append(loss.mean())
-        gradient = jax.tree.map(lambda *g: sum(g) / len(g), *gradients)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.meta)
-        meta, losses = optax.apply_updates(state.meta, updates), jnp.stack(losses)
-        metrics = {
-            "loss": losses.mean(),
-            "losses": losses,
-            "gradient_norm": optax.tree.norm(gradient),
-        }
-        return MetaState(meta, opt_state, tuple(pairs), state.step + 1), metrics
-
-    return update
-
-
-# Unrolls of a learned optimizer.
 
 
 class Training(NamedTuple):

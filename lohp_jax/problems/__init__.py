@@ -6,10 +6,24 @@ from typing import Any
 
 from lohp_jax.checks import check_option
 from lohp_jax.problems.ackley import ackley
+from lohp_jax.problems.family import read_problems
 from lohp_jax.problems.fit_mlp import fit_mlp
-from lohp_jax.problems.lasso import lasso, lasso_patches
+from lohp_jax.problems.lasso import duality_gap, lasso, lasso_patches
 from lohp_jax.problems.rastrigin import rastrigin
 from lohp_jax.types import ProblemFamily
+
+__all__ = [
+    "PROBLEMS",
+    "ProblemFamily",
+    "ackley",
+    "duality_gap",
+    "fit_mlp",
+    "lasso",
+    "lasso_patches",
+    "make_problem",
+    "rastrigin",
+    "read_problems",
+]
 
 PROBLEMS = {
     "lasso": lasso,
@@ -28,7 +42,7 @@ PROBLEMS = {
     **{
         f"ackley_rotated_{n}": functools.partial(ackley, n=n, rotated=True) for n in (2, 10, 30, 50)
     },
-    "digits_mlp": fit_mlp,
+    "fit_mlp": fit_mlp,
 }
 """Factory of each family of optimization problems."""
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lohp_jax.checks import check_option
+from lohp_jax.tasks.splits import check_split
 from lohp_jax.types import Composite, ProblemFamily, Split
-from lohp_jax.workloads.single import check_split
 
 Problem = dict[str, jax.Array]
 

@@ -1,7 +1,8 @@
 """Fitting a small classifier as an optimization problem: x holds all of its weights."""
 
-import itertools
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.flatten_util
@@ -11,9 +12,10 @@ import optax
 
 from lohp_jax.data.digits import digits
 from lohp_jax.data.images import ImageSet
+from lohp_jax.networks.mlp import apply_mlp, init_mlp
 from lohp_jax.problems.family import Problem, check_problem, check_sizes, problem_family
 from lohp_jax.solvers.descent import lbfgs
-from lohp_jax.types import Params, ProblemFamily
+from lohp_jax.types import ProblemFamily
 
 _LABEL_STEPS = 100  # of L-BFGS
 _MOVED = 0.5  # typical distance of a weight from its start, measured at 64-20-10
@@ -47,16 +49,10 @@ def fit_mlp(
     images = digits() if images is None else images
     num_classes, train, query = len(images.train), _flat(images.train), _flat(images.query)
     check_sizes("fit_mlp", hidden=hidden, num_examples=num_examples)
-    if num_examples > min(len(train), len(query)):
-        raise ValueError(
-            f"fit_mlp: expected at most {min(len(train), len(query))} examples, the images of the "
-            f"smaller pool, got {num_examples}."
-        )
-    if not 0 <= penalty < math.inf:
-        raise ValueError(f"fit_mlp: penalty must be finite and not negative, got {penalty}.")
+    _check_options(num_examples, min(len(train), len(query)), penalty)
     sizes = (train.shape[1], hidden, num_classes)
-    x0 = init_mlp(jax.random.key(seed), sizes)
-    pixel_mean, pixel_width = float(train.mean()), float(train.std())
+    draw = functools.partial(init_mlp, sizes=sizes, w_init=jax.nn.initializers.glorot_uniform())
+    x0, unpack = jax.flatten_util.ravel_pytree(draw(jax.random.key(seed)))
 
     def sample(key, split):
         pool = jnp.asarray(train if split == "train" else query)
@@ -66,56 +62,34 @@ def fit_mlp(
         return {"images": pool[index], "labels": names[index // (len(pool) // num_classes)]}
 
     def objective(x, problem):
-        logits = apply_mlp(x, problem["images"], sizes)
+        logits = apply_mlp(unpack(x), problem["images"], jax.nn.sigmoid)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, problem["labels"])
         return jnp.mean(losses) + 0.5 * penalty * jnp.sum(x**2)
-
-    def features(problem):
-        """The mean image of every label."""
-        member = jax.nn.one_hot(problem["labels"], num_classes).T
-        count = jnp.maximum(jnp.sum(member, axis=1, keepdims=True), 1.0)
-        return ((member @ problem["images"] / count - pixel_mean) / pixel_width).reshape(-1)
 
     family = problem_family(
         "fit_mlp",
         sample=sample,
         objective=objective,
         start=lambda problem: x0,
-        init=lambda key: init_mlp(key, sizes),
+        init=lambda key: jax.flatten_util.ravel_pytree(draw(key))[0],
         solve=lambda problem, key: lbfgs(family, problem, x0, _LABEL_STEPS).x,
         frame=lambda problem: (x0, jnp.full_like(x0, _MOVED)),
-        features=features,
+        features=_mean_images(train, num_classes),
         check=lambda problem: check_images(problem, *sizes[::2]),
     )
     return family
 
 
-def init_mlp(key: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
-    """Weights after Glorot and Bengio (2010), U(-√(6/(n + m)), √(6/(n + m))), and biases of 0.
+def _mean_images(train: np.ndarray, num_classes: int) -> Callable[[Problem], jax.Array]:
+    """`(problem) -> [num_classes * pixels]`, the standardised mean image of every label."""
+    pixel_mean, pixel_width = float(train.mean()), float(train.std())
 
-    Returns: `[n]`, layer by layer, biases before weights.
-    """
-    glorot = jax.nn.initializers.glorot_uniform()
-    keys = jax.random.split(key, len(sizes) - 1)
-    layers = [
-        {"b": jnp.zeros(m), "w": glorot(layer_key, (n, m))}
-        for layer_key, (n, m) in zip(keys, itertools.pairwise(sizes), strict=True)
-    ]
-    return jax.flatten_util.ravel_pytree(layers)[0]
+    def features(problem):
+        member = jax.nn.one_hot(problem["labels"], num_classes).T
+        count = jnp.maximum(jnp.sum(member, axis=1, keepdims=True), 1.0)
+        return ((member @ problem["images"] / count - pixel_mean) / pixel_width).reshape(-1)
 
-
-def unpack_mlp(x: jax.Array, sizes: tuple[int, ...]) -> Params:
-    """The layers `[{"b": [m], "w": [n, m]}, ...]` whose weights are laid end to end in x."""
-    shapes = [{"b": jnp.zeros(m), "w": jnp.zeros((n, m))} for n, m in itertools.pairwise(sizes)]
-    return jax.flatten_util.ravel_pytree(shapes)[1](x)
-
-
-def apply_mlp(x: jax.Array, images: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
-    """`[N, pixels]` -> `[N, labels]` logits; sigmoids between the layers."""
-    *below, last = unpack_mlp(x, sizes)
-    for layer in below:
-        images = jax.nn.sigmoid(images @ layer["w"] + layer["b"][None, :])
-    return images @ last["w"] + last["b"][None, :]
+    return features
 
 
 def check_images(problem: Problem, pixels: int, num_classes: int) -> None:
@@ -135,6 +109,16 @@ def check_images(problem: Problem, pixels: int, num_classes: int) -> None:
             f"fit_mlp: expected integer labels from 0 to {num_classes - 1}, got {labels.dtype} "
             f"from {labels.min()} to {labels.max()}; number the classes from 0."
         )
+
+
+def _check_options(num_examples: int, most: int, penalty: float) -> None:
+    if num_examples > most:
+        raise ValueError(
+            f"fit_mlp: expected at most {most} examples, the images of the "
+            f"smaller pool, got {num_examples}."
+        )
+    if not 0 <= penalty < math.inf:
+        raise ValueError(f"fit_mlp: penalty must be finite and not negative, got {penalty}.")
 
 
 def _flat(pool: np.ndarray) -> np.ndarray:

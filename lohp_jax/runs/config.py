@@ -5,17 +5,22 @@ The command line derives from them; `to_json` and `from_json` carry them to disk
 
 import dataclasses
 import difflib
+import inspect
 import math
 import types
 import typing
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from lohp_jax.optimizers import make_optimizer
-from lohp_jax.policy.hybrid import HybridConfig
+from lohp_jax.checks import check_option
+from lohp_jax.fitting import FitConfig, count_states
+from lohp_jax.methods import METHODS
 from lohp_jax.networks.policy import NetworkConfig
+from lohp_jax.policy.config import HybridConfig
+from lohp_jax.runs.find import find_method
 from lohp_jax.tasks import FAMILIES
 from lohp_jax.trajectories.matching import Matching
+from lohp_jax.types import Method
 
 
 def _at_least(name: str, value: int | None, least: int) -> None:
@@ -60,7 +65,8 @@ class PrepareConfig:
     num_tasks: int | None = None
     """Training tasks; unset for the family's default."""
     optimizers: tuple[str, ...] | None = None
-    """Teachers, as "adam" or with a learning rate "adam:0.01"; unset for the family's default."""
+    """Teachers, as "adam", "adam:0.01" with a learning rate, "sam:hub:0.05" or "velo:FILE"; unset for
+    the family's default."""
     num_steps: int | None = None
     """T, steps of every teacher; unset for the family's default."""
     start: Literal["shared", "independent"] = "shared"
@@ -73,8 +79,6 @@ class PrepareConfig:
         _at_least("num_steps", self.num_steps, 1)
         if self.optimizers is not None:
             _at_least("the number of optimizers", len(self.optimizers), 1)
-            for name in self.optimizers:
-                make_optimizer(name)  # raises for one that does not exist
         if self.start not in ("shared", "independent"):
             raise ValueError(f"start must be 'shared' or 'independent', got {self.start!r}.")
         _finite("start_noise", self.start_noise, zero=True)
@@ -91,6 +95,8 @@ class TrainingConfig:
     """How the matched states are spread over a trajectory."""
     updates: int | None = None
     """Updates of the main method and of cloning; unset for the family's default."""
+    channels: int = 16
+    """Weights per token."""
     batch_size: int | None = None
     """Trajectories per update, an even number; unset for the family's default."""
     learning_rate: float = 3e-3
@@ -133,25 +139,13 @@ class EvaluationConfig:
         _at_least("num_tasks", self.num_tasks, 2)
 
 
-METHODS = (
-    "lohp",
-    "lohp_consolidated",
-    "cloning",
-    "hypernetwork",
-    "hypernetwork_regression",
-    "lo_di",
-    "lo_op",
-    "paper_literal",
-)
-"""The learned methods."""
-
-
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a run, its seed included."""
 
     family: str = "digits_5way"
-    """Name of the task family; `lohp tasks` lists them."""
+    """Name of the task family, see `lohp tasks`; or where one of your own is, as
+    package.module:attribute or path/to/file.py:attribute."""
     seed: int = 0
     """Seed of the split, of theta_0, of training and of evaluation."""
     methods: tuple[str, ...] = (
@@ -161,7 +155,8 @@ class RunConfig:
         "hypernetwork_regression",
         "paper_literal",
     )
-    """Learned methods to train; those that need no training are always evaluated."""
+    """Learned methods to train, the first of which the report is about, by name or as
+    path/to/file.py:attribute; those that need no training are always evaluated."""
     tasks: FamilyConfig = FamilyConfig()
     prepare: PrepareConfig = PrepareConfig()
     network: NetworkConfig = NetworkConfig()
@@ -172,15 +167,31 @@ class RunConfig:
     def __post_init__(self):
         _at_least("seed", self.seed, 0)
         for method in self.methods:
-            if method not in METHODS:
-                raise ValueError(
-                    f"methods must be among {METHODS}, got {method!r}; "
-                    f"did you mean {_nearest(method, METHODS)!r}?"
-                )
-        if "lohp" not in self.methods or len(set(self.methods)) < len(self.methods):
+            if ":" not in method:
+                check_option("RunConfig", "methods", method, METHODS)
+        if not self.methods or len(set(self.methods)) < len(self.methods):
             raise ValueError(
-                f"methods must include 'lohp' and none of them twice, got {self.methods}."
+                f"methods must name one at least and none of them twice, got {self.methods}."
             )
+
+    def fitting(self) -> FitConfig:
+        """What concerns preparation and training; of a resolved config."""
+        shared = {field.name for field in dataclasses.fields(FitConfig)}
+        groups = dataclasses.asdict(self.prepare) | dataclasses.asdict(self.training)
+        return FitConfig(**{name: value for name, value in groups.items() if name in shared})
+
+    def method(self, name: str) -> Method:
+        """A method of the table with the settings of this config that it takes, or one of your own.
+
+        Args:
+          name: in the table, or where a `Method` is, see `find_method`.
+        """
+        if ":" in name:
+            return find_method(name)
+        given = {"network": self.network, "balance": self.balance}
+        given |= {name: getattr(self.training, name) for name in ("anchor", "consolidation")}
+        taken = inspect.signature(METHODS[name]).parameters
+        return METHODS[name](**{name: value for name, value in given.items() if name in taken})
 
 
 _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -197,33 +208,40 @@ _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "training": {"compression": 60, "updates": 2000, "batch_size": 16},
     },
 }
+_OF_ONES_OWN = {
+    "prepare": {"optimizers": ("adam:0.01",), "num_steps": 100, "num_tasks": 500},
+    "training": {"compression": 20, "updates": 1000, "batch_size": 16},
+}
+"""Defaults of a family that is not in the table."""
 
 
 def resolve(config: RunConfig) -> RunConfig:
     """Fills what a config left to the family's defaults, and checks what depends on several fields.
 
-    Raises: ValueError for an unknown family (with the nearest), or a compression that does not divide
-      the number of steps (with those that do).
+    Raises: ValueError for an unknown family (with the nearest), settings of the table's families that
+      one of your own does not have, or a compression that does not divide the number of steps (with
+      those that do).
     """
-    if config.family not in FAMILIES:
-        raise ValueError(
-            f"family must be one of {sorted(FAMILIES)}, got {config.family!r}; "
-            f"did you mean {_nearest(config.family, FAMILIES)!r}?"
-        )
-    preset, filled = FAMILIES[config.family], {}
-    tasks = {"network": preset.network, "shots": preset.shots}
-    for group, values in (_DEFAULTS[config.family] | {"tasks": tasks}).items():
+    if ":" in config.family:
+        defaults = _OF_ONES_OWN
+        if config.tasks != FamilyConfig():
+            raise ValueError(
+                f"tasks.* are settings of the families that `lohp tasks` lists, got {config.tasks} with "
+                f"{config.family!r}; set them where that family is made."
+            )
+    else:
+        check_option("RunConfig", "family", config.family, FAMILIES)
+        entry = FAMILIES[config.family]
+        defaults = _DEFAULTS[config.family] | {
+            "tasks": {"network": entry.network, "shots": entry.shots}
+        }
+    filled = {}
+    for group, values in defaults.items():
         section = getattr(config, group)
         unset = {name: value for name, value in values.items() if getattr(section, name) is None}
         filled[group] = dataclasses.replace(section, **unset)
     config = dataclasses.replace(config, **filled)
-    steps, k = config.prepare.num_steps, config.training.compression
-    if steps % k:
-        fitting = [d for d in range(1, steps + 1) if steps % d == 0]
-        raise ValueError(
-            f"training.compression must divide prepare.num_steps={steps}, got {k}; "
-            f"these do: {fitting}."
-        )
+    count_states(config.prepare.num_steps, config.training.compression)
     return config
 
 
@@ -251,11 +269,11 @@ def from_json(values: dict[str, Any], kind: type = RunConfig, path: str = "confi
         if name not in hints:
             nearest = _nearest(name, hints)
             raise ValueError(f"{path}: unknown field {name!r}; did you mean {nearest!r}?")
-        arguments[name] = _convert(value, hints[name], f"{path}.{name}")
+        arguments[name] = convert(value, hints[name], f"{path}.{name}")
     return kind(**arguments)
 
 
-def _convert(value: Any, hint: Any, path: str) -> Any:
+def convert(value: Any, hint: Any, path: str) -> Any:
     """`value` as `hint` has it: a dataclass, Literal, `tuple[X, ...]`, str, bool, int or float."""
     if typing.get_origin(hint) in (types.UnionType, typing.Union):  # of a type and None
         if value is None:
@@ -271,7 +289,7 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{path}: expected a list, got {value!r}.")
         item = typing.get_args(hint)[0]
-        return tuple(_convert(v, item, f"{path}[{i}]") for i, v in enumerate(value))
+        return tuple(convert(v, item, f"{path}[{i}]") for i, v in enumerate(value))
     accepted = (int, float) if hint is float else hint
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise ValueError(f"{path}: expected {hint.__name__}, got {value!r}.")

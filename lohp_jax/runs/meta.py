@@ -12,15 +12,17 @@ from typing import Any, NamedTuple
 import jax
 
 from lohp_jax.evaluation.learning import adam, adam_settings, best_of, make_trainer
-from lohp_jax.evaluation.records import SCHEMA
-from lohp_jax.optimizers.meta import MetaState
-from lohp_jax.optimizers.small import small_optimizer
+from lohp_jax.files import SCHEMA, read_json, write_json
+from lohp_jax.optimizers.small import small_optimizer, unpack_rate
 from lohp_jax.optimizers.theta import save_theta
-from lohp_jax.runs.lohp import environment, open_directory, read_config, read_json, write_json
-from lohp_jax.workloads.meta_tasks import meta_family
+from lohp_jax.runs.directory import environment, open_directory, read_config
+from lohp_jax.runs.meta_training import METHOD, SEGMENT, MetaConfig, meta_training
 from lohp_jax.training import checkpoint, metrics
-from lohp_jax.runs.meta_training import METHOD, SEGMENT, MetaConfig, meta_train, rate_of
+from lohp_jax.training.distributed import Strategy
+from lohp_jax.training.engine import OnProgress, Saving, silent, train
+from lohp_jax.training.pes import MetaState
 from lohp_jax.types import Progress
+from lohp_jax.workloads.meta_tasks import meta_family
 
 PROBE = "probe"
 """What lines of metrics of a comparison are called by."""
@@ -56,23 +58,40 @@ def read_meta_config(directory: str | os.PathLike) -> MetaConfig:
     return read_config(directory, MetaConfig)
 
 
+def meta_train(
+    config: MetaConfig,
+    directory: pathlib.Path,
+    *,
+    strategy: Strategy = "jit",
+    on_state: Callable[[MetaState], None] = silent,
+    on_progress: OnProgress = silent,
+) -> MetaState:
+    """Meta-trains, from the newest checkpoint if there is one; see `engine.train`."""
+    saving = Saving(directory, config.checkpoint_every, dataclasses.asdict(config))
+    told = {"on_state": on_state, "on_progress": on_progress}
+    return train(meta_training(config), strategy=strategy, saving=saving, **told)
+
+
 def meta_train_run(
     directory: str | os.PathLike,
     config: MetaConfig,
-    on_progress: Callable[[Standing], None] = lambda standing: None,
-    on_stage: Callable[[str], None] = lambda text: None,
+    *,
+    strategy: Strategy = "jit",
+    on_progress: Callable[[Standing], None] = silent,
+    on_stage: Callable[[str], None] = silent,
 ) -> dict[str, Any]:
     """Meta-trains, resuming; compares with Adam on the way; writes theta.msgpack and results.json.
 
     Args:
       directory: that `open_meta_run` made.
       config: the same.
+      strategy: of `compile_update`; the result is the same up to rounding.
       on_progress: called after each chunk.
       on_stage: called with what is being done before the first.
 
     Returns: the results.
 
-    Raises: KeyboardInterrupt after saving, if interrupted; OSError if the disk is full.
+    Raises: what `engine.train` raises.
     """
     directory = pathlib.Path(directory)
     on_stage("tuning Adam")
@@ -87,32 +106,46 @@ def meta_train_run(
         learned = step, probe(state.meta)
         metrics.append_line(lines, {"method": PROBE, "step": step} | _flat(learned[1]))
 
-    def after_chunk(state: MetaState, progress: Progress) -> None:
-        if progress.step % config.probe_every == 0:
+    def after_chunk(state: MetaState) -> None:
+        if int(state.step) % config.probe_every == 0:
             probe_now(state)
+
+    def report(progress: Progress) -> None:
         on_progress(Standing(progress, learned[1], baseline))
 
     on_stage("compiling")
-    state = meta_train(config, directory, on_chunk=after_chunk)
+    told = {"on_state": after_chunk, "on_progress": report}
+    state = meta_train(config, directory, strategy=strategy, **told)
     if learned[0] < config.updates:
         on_stage("comparing")
         probe_now(state)
     save_theta(directory / "theta.msgpack", state.meta["theta"])
-    results = {
+    results = _results_of(config, state, lines, {"small": learned[1], "adam_best": baseline})
+    write_json(directory / "results.json", results)
+    return results
+
+
+def _results_of(
+    config: MetaConfig,
+    state: MetaState,
+    lines: pathlib.Path,
+    scores: dict[str, dict[str, dict[str, float]]],
+) -> dict[str, Any]:
+    """What results.json holds; `scores` by method and family."""
+    rate = unpack_rate(state.meta)._asdict()
+    return {
         "schema": SCHEMA,
         "config": dataclasses.asdict(config),
         "environment": environment(),
-        "rate": rate_of(state),
+        "rate": {name: float(value) for name, value in rate.items()},
         "rows": [
-            {"method": method, "family": family, "split": "train", **scores}
-            for method, by_family in (("small", learned[1]), ("adam_best", baseline))
-            for family, scores in by_family.items()
+            {"method": method, "family": family, "split": "train", **values}
+            for method, by_family in scores.items()
+            for family, values in by_family.items()
         ],
         "curve": _thinned(metrics.read_lines(lines, METHOD)),
         "probes": metrics.read_lines(lines, PROBE),
     }
-    write_json(directory / "results.json", results)
-    return results
 
 
 def _thinned(lines: list[dict]) -> list[dict]:
@@ -151,7 +184,7 @@ def _adam_scores(directory: pathlib.Path, config: MetaConfig) -> dict[str, dict[
         for name in config.families:
             trainer = make_trainer(meta_family(name), adam, segment=SEGMENT)
             scores[name] = best_of(trainer(settings, keys, config.probe_steps))
-        write_json(path, {"schema": SCHEMA, "scores": scores})
+        write_json(path, {"scores": scores})
     return read_json(path)["scores"]
 
 

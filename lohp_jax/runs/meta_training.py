@@ -1,27 +1,17 @@
-"""Meta-training of the small learned optimizer: settings, state, and the host loop."""
+"""Meta-training of the small learned optimizer: its settings, its state, and what is trained."""
 
 import dataclasses
 import functools
-import pathlib
-import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lohp_jax.optimizers.meta import (
-    MetaState,
-    Unroll,
-    make_meta_update,
-    start_pairs,
-    training_unroll,
-)
+from lohp_jax.optimizers.meta import Unroll, start_pairs, training_unroll
 from lohp_jax.optimizers.small import small_optimizer, small_start, unpack_rate
+from lohp_jax.training.engine import Training, each_step, step_keys
+from lohp_jax.training.pes import MetaState, make_meta_update
 from lohp_jax.workloads.meta_tasks import meta_family
-from lohp_jax.training import checkpoint, metrics
-from lohp_jax.types import Progress
 
 METHOD = "meta"
 """What lines of metrics and checkpoints are called by."""
@@ -126,74 +116,22 @@ def initial_meta_state(config: MetaConfig, key: jax.Array) -> MetaState:
     return MetaState(meta, meta_optimizer(config).init(meta), pairs, jnp.zeros((), jnp.int32))
 
 
-def meta_train(
-    config: MetaConfig,
-    directory: pathlib.Path,
-    *,
-    on_chunk: Callable[[MetaState, Progress], None] = lambda state, progress: None,
-) -> MetaState:
-    """Meta-trains, from the newest checkpoint if there is one; the result is the same bits.
+def meta_training(config: MetaConfig) -> Training:
+    """Meta-training as the engine takes it; update t depends on the state and t alone."""
+    init_key, key = jax.random.split(jax.random.key(config.seed))
+    move = make_meta_update(make_unrolls(config), meta_optimizer(config), sigma=config.sigma)
 
-    Args:
-      config: settings.
-      directory: of the run, for `checkpoints/meta` and `metrics.jsonl`.
-      on_chunk: called with the state after each chunk, before it is saved.
+    def update(state, keys, axis_name=None):
+        state, values = move(state, keys, axis_name=axis_name)
+        return state, values | unpack_rate(state.meta)._asdict()
 
-    Returns: the final state, which is also the newest checkpoint.
-
-    Raises: KeyboardInterrupt after saving, if interrupted; OSError if the disk is full, with the
-      checkpoints before it intact.
-    """
-    lines, folder = directory / "metrics.jsonl", directory / "checkpoints" / METHOD
-    init_key, update_key = jax.random.split(jax.random.key(config.seed))
-    fresh = functools.partial(initial_meta_state, config)
-    if checkpoint.latest_step(folder) is None:
-        quickly = {"xla_backend_optimization_level": 0}  # runs once: halves its compilation
-        state = jax.jit(fresh, compiler_options=quickly)(init_key)
-    else:
-        _, state = checkpoint.restore(folder, jax.eval_shape(fresh, init_key))
-    metrics.drop_lines_after(lines, METHOD, int(state.step))
-    run_chunk, saved = _make_run_chunk(config, update_key), int(state.step)
-    save = functools.partial(_save, folder, config)
-    try:
-        while (step := int(state.step)) < config.updates:
-            begun = time.perf_counter()
-            count = min(config.log_every, config.updates - step)
-            reached, values = jax.block_until_ready(run_chunk(state, count))
-            done, rate = step + count, count / (time.perf_counter() - begun)
-            means = {name: value.mean(axis=0) for name, value in jax.device_get(values).items()}
-            line = {"method": METHOD, "step": done, "updates_per_second": rate, **means}
-            metrics.append_line(lines, line | rate_of(reached))
-            state = reached
-            on_chunk(state, Progress(METHOD, done, config.updates, means, rate))
-            if done % config.checkpoint_every == 0 or done == config.updates:
-                save(state)
-                saved = done
-    except KeyboardInterrupt:
-        if int(state.step) > saved:
-            save(state)
-        raise
-    return state
-
-
-def rate_of(state: MetaState) -> dict[str, float]:
-    """The inner learning rate that is being trained, as plain numbers; see `Rate`."""
-    return {name: float(value) for name, value in unpack_rate(state.meta)._asdict().items()}
-
-
-def _make_run_chunk(config: MetaConfig, key: jax.Array) -> Callable[..., Any]:
-    """Compiles `(state, count) -> (state, metrics)`; update t depends on the state and t alone."""
-    update = make_meta_update(make_unrolls(config), meta_optimizer(config), sigma=config.sigma)
-
-    @functools.partial(jax.jit, static_argnames="count")
-    def run_chunk(state, count):
-        def body(state, _):
-            return update(state, jax.random.fold_in(key, state.step))
-
-        return jax.lax.scan(body, state, length=count)
-
-    return run_chunk
-
-
-def _save(folder: pathlib.Path, config: MetaConfig, state: MetaState) -> None:
-    checkpoint.save(folder, int(state.step), state, dataclasses.asdict(config))
+    return Training(
+        METHOD,
+        functools.partial(initial_meta_state, config),
+        update,
+        each_step(lambda step: step_keys(key, step, config.pairs)),
+        config.updates,
+        start_from=(init_key,),
+        log_every=config.log_every,
+        advice="Start in another run directory with a lower learning_rate or sigma.",
+    )

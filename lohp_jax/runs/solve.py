@@ -19,37 +19,31 @@ import optax
 
 from lohp_jax.checks import check_option
 from lohp_jax.diffusion.config import DiffusionConfig
-from lohp_jax.networks.denoiser import DenoiserConfig, product_pairs
-from lohp_jax.diffusion.fitting import OnProgress, silent
 from lohp_jax.diffusion.generator import diffusion_generator, problem_check, regression_config
 from lohp_jax.diffusion.guidance import GuidanceConfig, gradient_calls
-from lohp_jax.solvers.refine import refine
 from lohp_jax.diffusion.sampler import num_evaluations
-from lohp_jax.diffusion.training import (
-    DIFFUSION,
-    WARM_START,
-    initial_params,
-    initial_state,
-    train_diffusion,
-)
-from lohp_jax.evaluation.records import SCHEMA
-from lohp_jax.files import write_atomically
-from lohp_jax.runs.lohp import environment, first_difference, open_directory, read_config, write_json
+from lohp_jax.diffusion.training import DIFFUSION, WARM_START, initial_params, train_diffusion
+from lohp_jax.files import SCHEMA, first_difference, write_atomically, write_json
+from lohp_jax.networks.denoiser import DenoiserConfig, product_pairs
+from lohp_jax.problems import PROBLEMS, make_problem
+from lohp_jax.runs.config import from_json
+from lohp_jax.runs.directory import environment, open_directory, read_config
 from lohp_jax.solvers.descent import lbfgs, run_optax
 from lohp_jax.solvers.multistart import gaussian_starts
 from lohp_jax.solvers.newton import damped_newton
 from lohp_jax.solvers.proximal import fista
+from lohp_jax.solvers.refine import refine
 from lohp_jax.solvers.trace import objective_of
-from lohp_jax.problems import PROBLEMS, make_problem
-from lohp_jax.training import checkpoint, metrics
-from lohp_jax.runs.config import from_json
+from lohp_jax.training import checkpoint
+from lohp_jax.training.distributed import Strategy
+from lohp_jax.training.engine import OnProgress, Saving, silent
 from lohp_jax.types import Generator, ProblemFamily, PyTree
 
 REFINERS = ("fista", "newton", "lbfgs", "adam")
 SUCCESS = 1e-2
 """A gap below it is a success."""
 _MEMORY, _MOST = 2**30, 256  # of the problems solved in one piece: bytes, and their number
-_SAVE_SECONDS = 20.0
+_NUM_CHECKPOINTS = 10  # of a training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +104,7 @@ def preset(family: str) -> SolveConfig:
         )
         small = "lasso" if family == "lasso_250x500" else None
         return SolveConfig(family, num_samples=1, diffusion=diffusion, training_family=small)
-    large = family == "digits_mlp"  # labels take half a second each, and n is 1510
+    large = family == "fit_mlp"  # labels take half a second each, and n is 1510
     diffusion = DiffusionConfig(
         network=DenoiserConfig(width=128),
         guidance=GuidanceConfig(("smoothed_gradient",)),
@@ -187,59 +181,38 @@ def read_solve_config(directory: str | os.PathLike) -> SolveConfig:
 
 
 def trained_generator(
-    directory: str | os.PathLike, config: SolveConfig, on_progress: OnProgress = silent
+    directory: str | os.PathLike,
+    config: SolveConfig,
+    *,
+    strategy: Strategy = "jit",
+    on_progress: OnProgress = silent,
 ) -> Generator:
     """The generator of a run; trained, from where an earlier process stopped, if it is not there yet.
 
-    Raises: ValueError if a checkpoint is damaged or of another training; FloatingPointError if training
+    Raises: ValueError if a checkpoint is damaged or of another training; DivergedError if training
       diverges; KeyboardInterrupt after saving, if interrupted.
     """
     served = make_problem(config.family)
     family = make_problem(config.training_family or config.family)
     directory, folder = pathlib.Path(directory), pathlib.Path(directory) / "checkpoints"
     directory.mkdir(parents=True, exist_ok=True)
-    shapes = functools.partial(_initial, family, config.diffusion)
-    stored = _restored(folder / "generator", config, shapes)
-    if stored is not None:
-        return diffusion_generator(served, config.diffusion, stored)
-    lines, states = directory / "metrics.jsonl", {}
-    for method in (WARM_START, DIFFUSION):
-        shapes = functools.partial(
-            initial_state, family, config.diffusion, method, jax.random.key(0)
-        )
-        states[method] = _restored(folder / method, config, shapes)
-        metrics.drop_lines_after(lines, method, int(states[method].step) if states[method] else 0)
-
-    def after_chunk(progress):
-        line = {"method": progress.method, "step": progress.step, **progress.metrics}
-        metrics.append_line(lines, line)
-        on_progress(progress)
-
-    saved = time.monotonic()
-
-    def keep(method, state):
-        nonlocal saved
-        states[method], steps = state, int(state.step)
-        if steps == config.diffusion.updates or time.monotonic() - saved > _SAVE_SECONDS:
-            _save(folder / method, steps, state, config)
-            saved = time.monotonic()
-
-    key = jax.random.fold_in(jax.random.key(config.seed), 0)
-    try:
-        generator = train_diffusion(
-            family,
-            config.diffusion,
-            key,
-            on_progress=after_chunk,
-            states=states,
-            on_state=keep,
-        )
-    except KeyboardInterrupt:
-        for method, state in states.items():
-            if state is not None:
-                _save(folder / method, int(state.step), state, config)
-        raise
-    _save(folder / "generator", config.diffusion.updates, generator.params, config)
+    for name in ("generator", WARM_START, DIFFUSION):
+        _check_stored(folder / name, config)
+    if checkpoint.latest_step(folder / "generator") is not None:
+        shapes = jax.eval_shape(functools.partial(_initial, family, config.diffusion))
+        params = checkpoint.restore(folder / "generator", shapes)[1]
+        return diffusion_generator(served, config.diffusion, params)
+    every, settings = -(-config.diffusion.updates // _NUM_CHECKPOINTS), dataclasses.asdict(config)
+    generator = train_diffusion(
+        family,
+        config.diffusion,
+        jax.random.fold_in(jax.random.key(config.seed), 0),
+        strategy=strategy,
+        saving=Saving(directory, every, settings),
+        on_progress=on_progress,
+    )
+    updates = config.diffusion.updates
+    checkpoint.save(folder / "generator", updates, generator.params, settings)
     return diffusion_generator(served, config.diffusion, generator.params)
 
 
@@ -257,19 +230,11 @@ def load_solver(directory: str | os.PathLike) -> Generator:
     return trained_generator(directory, read_solve_config(directory))
 
 
-def _save(folder: pathlib.Path, step: int, tree: PyTree, config: SolveConfig) -> None:
-    checkpoint.save(folder, step, tree, dataclasses.asdict(config), keep=1)
-
-
-def _restored(
-    folder: pathlib.Path, config: SolveConfig, make: Callable[[], PyTree]
-) -> PyTree | None:
-    """The newest checkpoint, of the shapes of what `make` returns; None without one."""
-    if checkpoint.latest_step(folder) is None:
-        return None
-    stored = from_json(checkpoint.read_config(folder), SolveConfig, os.fspath(folder))
-    _check_training(folder, stored, config)
-    return checkpoint.restore(folder, jax.eval_shape(make))[1]
+def _check_stored(folder: pathlib.Path, config: SolveConfig) -> None:
+    """Raises ValueError for a newest checkpoint of another training."""
+    if checkpoint.latest_step(folder) is not None:
+        stored = from_json(checkpoint.read_config(folder), SolveConfig, os.fspath(folder))
+        _check_training(folder, stored, config)
 
 
 def _initial(family: ProblemFamily, config: DiffusionConfig) -> PyTree:
@@ -319,10 +284,52 @@ def solve(
             f"{generator.family}; load it with `load_solver`, or set the config's family."
         )
     family = make_problem(config.family)
-    run = refiner_of(config, family, problems)
+    stages = _stages(generator, config, family, refiner_of(config, family, problems))
     keys = jax.random.split(key, len(jax.tree.leaves(problems)[0]))
     batched = functools.partial(_in_batches, batch_size(config, family, problems))
+    refined, seconds = {}, {}
+    proposals, seconds["propose"] = batched(stages.propose, problems, keys)
+    refined["refine"], seconds["refine"] = batched(stages.from_proposals, problems, proposals)
+    refined["multistart"], seconds["multistart"] = batched(stages.from_random, problems, keys)
+    refined["baseline"], seconds["baseline"] = batched(stages.from_start, problems)
+    (proposed, reference), _ = batched(stages.look, problems, keys, proposals)
+    solutions = Solutions(
+        proposals=proposals,
+        proposed=proposed,
+        x=refined["refine"].x,
+        value=refined["refine"].value,
+        baseline=refined["refine"].baseline,
+        multistart=refined["multistart"].value,
+        curves=jnp.stack([found.curve for found in refined.values()], axis=1),
+        reference=reference,
+        objective_calls={name: found.objective_calls for name, found in refined.items()},
+        gradient_calls={name: found.gradient_calls for name, found in refined.items()},
+    )
+    return solutions, seconds
 
+
+class _Stages(NamedTuple):
+    """What is done with one problem.
+
+    Attributes:
+      propose: `(problem, key) -> [K, n]`, samples of the generator.
+      from_proposals: `(problem, proposals) -> Refined`, with the family's start beside them.
+      from_random: `(problem, key) -> Refined`, from as many random starts.
+      from_start: `(problem) -> Refined`, from the family's start.
+      look: `(problem, key, proposals) -> ([K], scalar)`, the objective there and at the label solver's
+        solution.
+    """
+
+    propose: Callable[..., Any]
+    from_proposals: Callable[..., Any]
+    from_random: Callable[..., Any]
+    from_start: Callable[..., Any]
+    look: Callable[..., Any]
+
+
+def _stages(
+    generator: Generator, config: SolveConfig, family: ProblemFamily, run: Callable[..., Any]
+) -> _Stages:
     def propose(problem, key):
         samples = functools.partial(generator.apply, generator.params, problem, temperature=1.0)
         return jax.vmap(samples)(jax.random.split(key, config.num_samples))
@@ -344,25 +351,7 @@ def solve(
         objective = objective_of(family, problem)
         return jax.vmap(objective)(proposals), objective(family.solve(problem, key))
 
-    refined, seconds = {}, {}
-    proposals, seconds["propose"] = batched(propose, problems, keys)
-    refined["refine"], seconds["refine"] = batched(from_proposals, problems, proposals)
-    refined["multistart"], seconds["multistart"] = batched(from_random, problems, keys)
-    refined["baseline"], seconds["baseline"] = batched(from_start, problems)
-    (proposed, reference), _ = batched(look, problems, keys, proposals)
-    solutions = Solutions(
-        proposals=proposals,
-        proposed=proposed,
-        x=refined["refine"].x,
-        value=refined["refine"].value,
-        baseline=refined["refine"].baseline,
-        multistart=refined["multistart"].value,
-        curves=jnp.stack([found.curve for found in refined.values()], axis=1),
-        reference=reference,
-        objective_calls={name: found.objective_calls for name, found in refined.items()},
-        gradient_calls={name: found.gradient_calls for name, found in refined.items()},
-    )
-    return solutions, seconds
+    return _Stages(propose, from_proposals, from_random, from_start, look)
 
 
 def batch_size(config: SolveConfig, family: ProblemFamily, problems: PyTree) -> int:
@@ -414,8 +403,10 @@ def solve_run(
     directory: str | os.PathLike,
     config: SolveConfig,
     problems: PyTree | None = None,
+    *,
+    strategy: Strategy = "jit",
     on_progress: OnProgress = silent,
-    on_stage: Callable[[str], None] = lambda text: None,
+    on_stage: Callable[[str], None] = silent,
 ) -> dict[str, Any]:
     """Trains or loads, solves, and writes results.json, solutions.npz and plots.
 
@@ -423,6 +414,7 @@ def solve_run(
       directory: that `open_solve_run` made.
       config: the same.
       problems: of `read_problems`; None for held-out ones of the family.
+      strategy: of the training, see `compile_update`.
       on_progress: called after each chunk of training.
       on_stage: called with what is being done.
 
@@ -437,7 +429,7 @@ def solve_run(
     if problems is not None:
         check_problems(config, problems)
     on_stage("training")
-    generator = trained_generator(directory, config, on_progress)
+    generator = trained_generator(directory, config, strategy=strategy, on_progress=on_progress)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     problem_key, sample_key = jax.random.split(key)
     if problems is None:

@@ -12,7 +12,7 @@ from lohp_jax.tasks.splits import Holdout
 from lohp_jax.types import TaskFamily
 
 
-class Preset(NamedTuple):
+class Entry(NamedTuple):
     """A family before its data are known.
 
     Attributes:
@@ -29,10 +29,10 @@ class Preset(NamedTuple):
 
 
 FAMILIES = {
-    "digits_5way": Preset(
+    "digits_5way": Entry(
         "Five classes out of all, in a random order of labels.", n_way_tables, "linear", 10
     ),
-    "digits_partitions": Preset("All classes, split in two.", partition_tables, "mlp", 50),
+    "digits_partitions": Entry("All classes, split in two.", partition_tables, "mlp", 50),
 }
 
 
@@ -66,13 +66,13 @@ def make_family(
     """
     check_option("make_family", "name", name, FAMILIES)
     check_option("make_family", "holdout", holdout, get_args(Holdout))
-    preset, images = FAMILIES[name], image_set(data, data_dir=data_dir)
+    entry, images = FAMILIES[name], image_set(data, data_dir=data_dir)
     return image_family(
         name,
         images,
-        preset.tables(len(images.train), holdout=holdout, seed=seed),
-        network=preset.network if network is None else network,
-        shots=preset.shots if shots is None else shots,
+        entry.tables(len(images.train), holdout=holdout, seed=seed),
+        network=entry.network if network is None else network,
+        shots=entry.shots if shots is None else shots,
         teacher_data=teacher_data,
         batch_size=batch_size,
     )

@@ -15,6 +15,7 @@ import optax
 from lohp_jax.checks import check_option
 from lohp_jax.data.images import ImageSet
 from lohp_jax.networks.classifiers import make_network
+from lohp_jax.tasks.support import ImageSupport
 from lohp_jax.types import TaskFamily
 
 TeacherData = Literal["full", "support"]
@@ -46,8 +47,8 @@ def image_family(
 
     A sampled task is a row of its split's table under a random renaming of the labels. Its data:
     `classes` and `labels` `[M]` and, with `teacher_data="support"`, the `support` it was dealt.
-    Its context: `images` `[labels * shots, height, width, channels]`, label by label, and `labels`
-    `[labels * shots]`.
+    Its context: the images `x` `[labels * shots, height, width, channels]`, label by label, and their
+    labels `y` `[labels * shots]`.
 
     Args:
       name: stored as `TaskFamily.name`.
@@ -93,15 +94,20 @@ def image_family(
         batch, labels = _gather(images.query, data, index)
         logits = net.apply(params, batch)
         hits = jnp.argmax(logits, axis=-1) == labels
-        return {"accuracy": jnp.mean(hits), "loss": _cross_entropy(logits, labels)}
+        counts = jnp.bincount(labels, length=num_labels)
+        return {
+            "accuracy": jnp.mean(hits),
+            "loss": _cross_entropy(logits, labels),
+            "chance": counts.max() / counts.sum(),
+        }
 
     def context(data, key):
         index = data["support"] if teacher_data == "support" else deal(key, data["labels"])
         batch, labels = _gather(images.train, data, index)
-        return {"images": batch, "labels": labels}
+        return {"x": batch, "y": labels}
 
     def context_loss(params, context):
-        return _cross_entropy(net.apply(params, context["images"]), context["labels"])
+        return _cross_entropy(net.apply(params, context["x"]), context["y"])
 
     return TaskFamily(
         sample,
@@ -114,6 +120,7 @@ def image_family(
         class_axes=net.class_axes,
         context_loss=context_loss,
         rename=lambda data, order: {**data, "labels": order[data["labels"]]},
+        support=ImageSupport(num_labels, images.train.shape[2:]),
     )
 
 

@@ -1,18 +1,237 @@
-"""What can be seen of a support without a network: its faults, and an order of its labels.
+"""How contexts are read: their faults, an order of their labels, and what they say of a task.
 
 The names of the labels mean nothing, but a network that starts at theta_0 tells them apart: a task
 and the same task under other names have different solutions. Where weights are learned, stored or
 compared, labels therefore go by their canonical order, which leaves one name for each task to learn.
 """
 
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lohp_jax.types import Params, PyTree, TaskFamily
+from lohp_jax.networks.encoders import Reading, set_encoder
+from lohp_jax.types import Encoder, Params, PyTree, Support, TaskFamily
+
+_NUM_FEATURES = 64
+_MEASURED_TASKS = 64
 
 
-def relabel(params: Params, class_axes: PyTree | None, order: jax.Array) -> Params:
+class _Sets:
+    """What both readings below share; they say `like`, `num_classes` and `units`."""
+
+    like: PyTree
+    num_classes: int
+    units: dict[str, tuple[np.ndarray, np.ndarray]] | None
+
+    def check(self, context: PyTree) -> None:
+        """Refuses a context that cannot be read.
+
+        Raises: ValueError that says what was expected, what came and what to do.
+        """
+        _check_structure(context, self.like, self._names())
+        for name in self._names():
+            _check_set(name, context[name], context["x"])
+        if self._labelled():
+            self._check_labels(np.asarray(context["y"]))
+
+    @property
+    def order(self):
+        """`(context) -> (context, rank)` of `Support`; None without labels.
+
+        Labels are sorted by a fixed random projection of the mean of their examples.
+        """
+        return self._canonical if self._labelled() else None
+
+    def encode(self, width: int) -> Encoder:
+        """A set encoder (Zaheer et al., 2017) over the examples, beside the numbers of the task."""
+        return set_encoder(self.read, width)
+
+    def describe(self, context: PyTree) -> jax.Array:
+        """`[labels, P]` mean example of each label beside the numbers of the task.
+
+        Without labels `[1, F]`: means of y, and of its products with random features of x, which for a
+        regression determine the fit of a linear model in these features up to their covariance.
+        """
+        reading = self.read(context)
+        if self._labelled():
+            means = self.inputs(context)
+            task = jnp.broadcast_to(reading.task, (len(means), reading.task.size))
+            return jnp.concatenate([means, task], axis=-1)
+        return jnp.concatenate([self._moments(context), reading.task])[None]
+
+    @property
+    def inputs(self):
+        """`(context) -> [labels, P]`, the mean example of each label; None without labels."""
+        return self._class_means if self._labelled() else None
+
+    def read(self, context: PyTree) -> Reading:
+        """The context as an encoder takes it."""
+        names = self._names()
+        if not names:
+            numbers = [_number(leaf).reshape(-1) for leaf in jax.tree.leaves(context)]
+            task = jnp.concatenate(numbers)
+            mean, std = self._unit("")
+            return Reading(None, jnp.zeros((0, 0)), jnp.zeros((0, 1)), (task - mean) / std)
+        count = len(context["x"])
+        images = self._measure("x", context["x"]) if context["x"].ndim == 4 else None
+        rest = [n for n in names if (n != "x" or images is None) and not self._is_label(n)]
+        features = [self._measure(name, context[name]).reshape(count, -1) for name in rest]
+        features = jnp.concatenate(features, axis=-1) if features else jnp.zeros((count, 0))
+        if self._labelled():
+            member = jax.nn.one_hot(context["y"], self.num_classes, dtype=jnp.float32)
+        else:
+            member = jnp.ones((count, 1))
+        whole = [self._measure(n, context[n]).reshape(-1) for n in context if n not in names]
+        task = jnp.concatenate(whole) if whole else jnp.zeros(0)
+        return Reading(images, features, member, task)
+
+    def _names(self) -> list[str]:
+        """Entries that describe examples."""
+        like = self.like
+        if not isinstance(like, Mapping) or getattr(like.get("x"), "ndim", 0) < 1:
+            return []
+        count = like["x"].shape[0]
+        return [n for n, leaf in like.items() if leaf.ndim and leaf.shape[0] == count]
+
+    def _is_label(self, name: str) -> bool:
+        return name == "y" and self._labelled()
+
+    def _labelled(self) -> bool:
+        return (
+            self.num_classes > 0
+            and "y" in self._names()
+            and jnp.issubdtype(self.like["y"].dtype, jnp.integer)
+        )
+
+    def _measure(self, name: str, value: jax.Array) -> jax.Array:
+        mean, std = self._unit(name)
+        return (_number(value) - mean) / std
+
+    def _unit(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        return (np.float32(0), np.float32(1)) if self.units is None else self.units[name]
+
+    def _canonical(self, context: dict) -> tuple[dict, jax.Array]:
+        means = self._class_means(context)
+        direction = jax.random.normal(jax.random.key(0), means.shape[1:])
+        rank = jnp.argsort(jnp.argsort(means @ direction))
+        return {**context, "y": rank[context["y"]]}, rank
+
+    def _class_means(self, context: dict) -> jax.Array:
+        x = self._measure("x", context["x"]).reshape(len(context["x"]), -1)
+        member = jax.nn.one_hot(context["y"], self.num_classes, dtype=x.dtype)
+        return (member.T @ x) / jnp.maximum(member.sum(axis=0), 1.0)[:, None]
+
+    def _moments(self, context: PyTree) -> jax.Array:
+        if not self._names():
+            return jnp.zeros(0)
+        count = len(context["x"])
+        x = self._measure("x", context["x"]).reshape(count, -1)
+        others = [n for n in self._names() if n != "x"]
+        values = [self._measure(n, context[n]).reshape(count, -1) for n in others]
+        values = jnp.concatenate([jnp.ones((count, 1)), *values], axis=-1)
+        weight_key, phase_key = jax.random.split(jax.random.key(0))
+        weights = jax.random.normal(weight_key, (x.shape[1], _NUM_FEATURES))
+        phases = jax.random.uniform(phase_key, (_NUM_FEATURES,), maxval=2 * jnp.pi)
+        features = jnp.sqrt(2.0) * jnp.cos(x @ weights + phases[None])
+        return jnp.concatenate([values.mean(axis=0), ((values.T @ features) / count).reshape(-1)])
+
+    def _check_labels(self, labels: np.ndarray) -> None:
+        wanted, got = set(range(self.num_classes)), set(labels.tolist())
+        if got != wanted:
+            raise ValueError(
+                f"generate: expected examples of every label 0..{self.num_classes - 1} and no other; "
+                f"missing {sorted(wanted - got)}, unknown {sorted(got - wanted)}."
+            )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SetSupport(_Sets):
+    """The generic reading: a set of examples {x, y, ...}, and what describes the task as a whole.
+
+    In a dict with an entry "x", all entries with the leading axis of "x" are examples. Integer "y" of a
+    family with `num_classes` are labels, all else are numbers. Any other pytree describes the task.
+
+    Attributes:
+      like: a context, as `jax.ShapeDtypeStruct`s; the number of examples is free.
+      num_classes: number of labels; 0 where there are none.
+      units: `{entry: (mean, standard deviation)}` to measure entries in; None leaves them as they are.
+    """
+
+    like: PyTree
+    num_classes: int = 0
+    units: dict[str, tuple[np.ndarray, np.ndarray]] | None = None
+
+    def measured_on(self, contexts: PyTree) -> "SetSupport":
+        """The same reading in the units of `contexts`, which have a leading axis of tasks."""
+        names = self._names()
+        if not names:
+            flat = [_number(leaf).reshape(len(leaf), -1) for leaf in jax.tree.leaves(contexts)]
+            return dataclasses.replace(self, units={"": _unit(np.concatenate(flat, 1), 1)})
+        measured = {
+            name: _unit(np.asarray(leaf, np.float32), 2 if name in names else 1)
+            for name, leaf in contexts.items()
+            if not self._is_label(name)
+        }
+        return dataclasses.replace(self, units=measured)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageSupport(_Sets):
+    """Labelled images: contexts `{"x": [n, height, width, channels] in [0, 1], "y": [n] labels}`.
+
+    Attributes:
+      num_classes: labels of a task.
+      image_shape: (height, width, channels).
+    """
+
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    units: ClassVar[None] = None
+
+    @property
+    def like(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """A context with one example of each label."""
+        return {
+            "x": jax.ShapeDtypeStruct((self.num_classes, *self.image_shape), jnp.float32),
+            "y": jax.ShapeDtypeStruct((self.num_classes,), jnp.int32),
+        }
+
+    def check(self, context: PyTree) -> None:
+        """As of `SetSupport`, and raises ValueError for images that are not in [0, 1]."""
+        super().check(context)
+        images = np.asarray(context["x"])
+        if not ((images >= 0) & (images <= 1)).all():
+            raise ValueError(
+                "generate: expected images in [0, 1], got values from "
+                f"{images.min()} to {images.max()}; divide by the largest value a pixel can have."
+            )
+
+
+@functools.lru_cache(maxsize=16)
+def support_of(family: TaskFamily) -> Support:
+    """The family's own way to read its contexts, or the generic one.
+
+    The generic one measures every entry in units of its mean and standard deviation over the contexts
+    of a few training tasks.
+    """
+    if family.support is not None:
+        return family.support
+
+    def draw(key):
+        return family.context(family.sample(key, "train"), key)
+
+    with jax.ensure_compile_time_eval():  # constants, also for a caller that is being traced
+        contexts = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), _MEASURED_TASKS))
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), contexts)
+    return SetSupport(like, family.num_classes).measured_on(contexts)
+
+
+def relabel(params: Params, class_axes: PyTree | None, order: jax.Array | None) -> Params:
     """Weights of the task whose label c was label `order[c]`: permutes every class axis.
 
     Args:
@@ -20,7 +239,7 @@ def relabel(params: Params, class_axes: PyTree | None, order: jax.Array) -> Para
       class_axes: of the family; None or -1 leaves a leaf alone.
       order: `[num_classes]` int32.
     """
-    if class_axes is None:
+    if class_axes is None or order is None:
         return params
     return jax.tree.map(
         lambda leaf, axis: jnp.take(leaf, order, axis=axis) if axis >= 0 else leaf,
@@ -29,27 +248,16 @@ def relabel(params: Params, class_axes: PyTree | None, order: jax.Array) -> Para
     )
 
 
-def class_means(context: dict, num_classes: int) -> jax.Array:
-    """`[num_classes, pixels]` mean support image of each label."""
-    images = context["images"].reshape(len(context["images"]), -1)
-    member = jax.nn.one_hot(context["labels"], num_classes, dtype=images.dtype)
-    return (member.T @ images) / jnp.maximum(member.sum(axis=0), 1.0)[:, None]
-
-
-def canonical_order(family: TaskFamily, context: dict) -> tuple[dict, jax.Array | None]:
+def canonical_order(family: TaskFamily, context: PyTree) -> tuple[PyTree, jax.Array | None]:
     """Renames the labels of a context to an order that depends on their examples alone.
 
-    Labels are sorted by a fixed random projection of their mean support image. A family without class
-    axes keeps its contexts as they are.
+    A family without class axes, or whose support knows no order, keeps its contexts as they are.
 
-    Returns: the context, and `[num_classes]` the new name of each label, for `relabel`.
+    Returns: the context, and `[num_classes]` the new name of each label, for `relabel`, or None.
     """
-    if family.class_axes is None:
+    if family.class_axes is None or support_of(family).order is None:
         return context, None
-    means = class_means(context, family.num_classes)
-    direction = jax.random.normal(jax.random.key(0), means.shape[1:])
-    rank = jnp.argsort(jnp.argsort(means @ direction))
-    return {**context, "labels": rank[context["labels"]]}, rank
+    return support_of(family).order(context)
 
 
 def name_canonically(family: TaskFamily, data: PyTree, key: jax.Array) -> PyTree:
@@ -57,42 +265,68 @@ def name_canonically(family: TaskFamily, data: PyTree, key: jax.Array) -> PyTree
     if family.rename is None:
         return data
     _, rank = canonical_order(family, family.context(data, key))
-    return family.rename(data, rank)
+    return data if rank is None else family.rename(data, rank)
 
 
-def check_context(context: PyTree, *, num_classes: int, image_shape: tuple[int, ...]) -> None:
-    """Refuses a context that a generator of image classifiers cannot use.
+def _number(value: jax.Array) -> jax.Array:
+    """Floating-point numbers as they are, at least float32, and others as float32."""
+    return jnp.asarray(value).astype(jnp.promote_types(value.dtype, jnp.float32))
 
-    Raises: ValueError that says what was expected, what came and what to do.
-    """
-    if not isinstance(context, dict) or not {"images", "labels"} <= context.keys():
+
+def _unit(values: np.ndarray, leading: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over the leading axes; 1 where nothing varies."""
+    axes = tuple(range(leading))
+    mean, std = values.mean(axis=axes), values.std(axis=axes)
+    constant = std <= 1e-6 * np.maximum(np.abs(mean), 1e-30)
+    return mean, np.where(constant, 1.0, std).astype(np.float32)
+
+
+def _check_structure(context: PyTree, like: PyTree, sets: list[str]) -> None:
+    """Raises ValueError for another structure, shape or type than `like`, or numbers not finite."""
+    wanted, got = (jax.tree.structure(tree) for tree in (like, context))
+    if wanted != got:
+        described = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", like)
         raise ValueError(
-            "generate: expected a context {'images': ..., 'labels': ...}, got "
-            f"{sorted(context) if isinstance(context, dict) else type(context).__name__}."
+            f"generate: expected a context like {described}, got "
+            f"{sorted(context) if isinstance(context, Mapping) else type(context).__name__}."
         )
-    images, labels = np.asarray(context["images"]), np.asarray(context["labels"])
-    if images.ndim != 4 or images.shape[1:] != image_shape:
+    named = jax.tree.leaves_with_path(like)
+    for (path, expected), leaf in zip(named, jax.tree.leaves(context), strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator=".") or "the context"
+        array = np.asarray(leaf)
+        free = path and getattr(path[0], "key", None) in sets
+        shape, came = (s[1:] if free else s for s in (expected.shape, array.shape))
+        if array.ndim != len(expected.shape) or came != shape:
+            wanted = ["n", *shape] if free else list(shape)
+            raise ValueError(
+                f"generate: expected {name} of shape [{', '.join(map(str, wanted))}], "
+                f"got {list(array.shape)}."
+            )
+        _check_numbers(name, array, expected.dtype)
+
+
+def _check_numbers(name: str, array: np.ndarray, dtype: np.dtype) -> None:
+    kind = "floating-point" if jnp.issubdtype(dtype, jnp.floating) else "integer"
+    family = jnp.floating if kind == "floating-point" else jnp.integer
+    if jnp.issubdtype(dtype, jnp.bool_):
+        kind, family = "boolean", jnp.bool_
+    if not jnp.issubdtype(array.dtype, family):
+        raise ValueError(f"generate: expected {kind} {name}, got {array.dtype}; convert it.")
+    if not array.dtype.isnative:
         raise ValueError(
-            f"generate: expected images of shape [n, {', '.join(map(str, image_shape))}], "
-            f"got {list(images.shape)}."
+            f"generate: expected {name} in the byte order of this machine, got {array.dtype.str}; "
+            f"convert it by `{name}.astype({array.dtype.newbyteorder('=').name!r})`."
         )
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+    if family is jnp.floating and not np.isfinite(array).all():
         raise ValueError(
-            f"generate: expected {len(images)} integer labels, got {labels.dtype}{list(labels.shape)}."
+            f"generate: expected finite numbers in {name}, got {np.isnan(array).sum()} NaN and "
+            f"{np.isinf(array).sum()} infinite; take them out."
         )
-    if not np.issubdtype(images.dtype, np.floating):
+
+
+def _check_set(name: str, value: jax.Array, x: jax.Array) -> None:
+    if len(value) != len(x) or not len(x):
         raise ValueError(
-            f"generate: expected floating-point images in [0, 1], got {images.dtype}; "
-            "divide by the largest value a pixel can have."
-        )
-    if not ((images >= 0) & (images <= 1)).all():  # NaN is neither
-        raise ValueError(
-            f"generate: expected images in [0, 1], got values from {images.min()} to {images.max()}; "
-            "take out NaN, and divide by the largest value a pixel can have."
-        )
-    wanted, got = set(range(num_classes)), set(labels.tolist())
-    if got != wanted:
-        raise ValueError(
-            f"generate: expected examples of every label 0..{num_classes - 1} and no other; "
-            f"missing {sorted(wanted - got)}, unknown {sorted(got - wanted)}."
+            f"generate: expected as many examples in {name} as in x, and one at least, got "
+            f"{len(value)} and {len(x)}."
         )

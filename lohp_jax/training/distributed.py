@@ -74,6 +74,39 @@ def compile_update(
     return step
 
 
+def own_rows(tree: PyTree, size: int, axis_name: str | None) -> PyTree:
+    """The rows of a state that belong to the part of the batch that an update sees.
+
+    A state that has a row for each row of the batch is whole on every device, where the batch is not.
+
+    Args:
+      tree: leaves `[B, ...]`.
+      size: rows of the batch that the update sees.
+      axis_name: of the update; None returns `tree`.
+    """
+    if axis_name is None:
+        return tree
+    first = jax.lax.axis_index(axis_name) * size
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, size), tree)
+
+
+def all_rows(tree: PyTree, axis_name: str | None) -> PyTree:
+    """`own_rows` undone: the rows of all devices, `[B, ...]` on every one."""
+    if axis_name is None:
+        return tree
+
+    def gather(leaf: jax.Array) -> jax.Array:
+        plain = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        rows = jax.lax.all_gather(plain, axis_name, tiled=True)
+        return (
+            jax.random.wrap_key_data(rows, impl=jax.random.key_impl(leaf))
+            if _is_key(leaf)
+            else rows
+        )
+
+    return jax.tree.map(gather, tree)
+
+
 def _check_strategy(strategy: str, update: Update) -> None:
     check_option("compile_update", "strategy", strategy, _STRATEGIES)
     if strategy == "pmap" and not _takes_axis_name(update):

@@ -1,21 +1,25 @@
-"""Stage 1 of Lo-Hp: trajectories of many tasks under several optimizers, kept on disk."""
+"""Stage 1 of Lo-Hp: trajectories of many tasks under several teachers."""
 
 import functools
 import math
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lohp_jax.optimizers import make_optimizer
+from lohp_jax.checks import check_option
 from lohp_jax.tasks.support import name_canonically
 from lohp_jax.trajectories.rollout import diverged, over_tasks, rollout
 from lohp_jax.trajectories.store import Store, create
-from lohp_jax.types import Params, TaskFamily
+from lohp_jax.trajectories.teachers import Asked, Teacher, make_teachers
+from lohp_jax.types import Params, PyTree, TaskFamily
 
+Start = Literal["shared", "independent"]
 _LARGEST_SHARD = 256
 
 
@@ -26,73 +30,116 @@ def perturb(params: Params, key: jax.Array, *, scale: float) -> Params:
 
 def prepare(
     family: TaskFamily,
-    directory: str | os.PathLike,
-    config: dict,
+    teachers: Asked | Iterable[Asked],
     *,
     theta_0: Params,
-    optimizers: Sequence[str],
     num_tasks: int,
     num_steps: int,
-    start: str,
-    start_noise: float,
+    start: Start = "shared",
+    start_noise: float = 0.01,
     key: jax.Array,
+    directory: str | os.PathLike | None = None,
+    config: dict[str, Any] | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Store:
-    """Runs every optimizer on every task and stores all states; resumes where it stopped.
+    """Runs every teacher on every task and keeps all states; on disk it resumes where it stopped.
 
     Labels are named canonically, see `lohp_jax.tasks.support`. Task i and its start depend on `key`
-    and i alone, so all optimizers see the same ones and a resumed run repeats them. Runs that diverge
+    and i alone, so all teachers see the same ones and a resumed run repeats them. Runs that diverge
     are dropped and counted in the store.
 
     Args:
       family: the tasks; training tasks are sampled.
-      directory: of the store.
-      config: what decides the trajectories, kept in the store and compared when resuming.
+      teachers: for `make_teachers`: names, optax transformations, or pairs of both.
       theta_0: the shared start.
-      optimizers: names for `make_optimizer`; `optimizer` in the store is the index here.
-      num_tasks: tasks per optimizer.
+      num_tasks: tasks per teacher.
       num_steps: T.
       start: "shared": theta_0 plus noise; "independent": `family.init` for each task.
       start_noise: standard deviation of that noise.
       key: randomness of tasks, starts and inner losses.
+      directory: of the store; None keeps it in memory.
+      config: what else decides the trajectories, as JSON values; kept in the store and compared when
+        resuming, as are the arguments above but for the family, theta_0 and what a transformation is.
       on_progress: called with trajectories done and wanted after each shard.
 
-    Returns: the store; a trajectory holds `states` `[T + 1, ...]`, `losses` `[T + 1]`, `optimizer` and
-      the task's `data`.
+    Returns: the store, verified, with `template` for its trajectories.
 
-    Raises: ValueError for an unknown `start` or optimizer, for another config than that of a store that
-      is there, or if every run of an optimizer diverged; OSError if the disk is full, with the shards
-      before it intact.
+    Raises: ValueError for an unknown `start` or teacher, for another config or structure than that of a
+      store that is there, for damage to it, for data with PRNG keys, or if every run of a teacher
+      diverged; FileNotFoundError for missing weights of a learned one; OSError if the disk is full, with
+      the shards before it intact.
     """
-    if start not in ("shared", "independent"):
-        raise ValueError(f"prepare: start must be 'shared' or 'independent', got {start!r}.")
-    teachers = [make_optimizer(name) for name in optimizers]
-    store = create(directory, config)
+    check_option("prepare", "start", start, get_args(Start))
+    teachers = make_teachers(teachers, num_steps, theta_0)
+    settings = {
+        "teachers": [teacher.spec for teacher in teachers],
+        "num_tasks": num_tasks,
+        "num_steps": num_steps,
+        "start": start,
+        "start_noise": start_noise,
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+    }
+    like = template(family, theta_0, num_steps)
+    store = create(directory, {**(config or {}), **settings}, like)
+    store.verify()
     begin = family.init
     if start == "shared":
         begin = functools.partial(perturb, theta_0, scale=start_noise)
-    num_shards = math.ceil(num_tasks / _LARGEST_SHARD)
-    size = math.ceil(num_tasks / num_shards)  # one for all shards: each teacher compiles once
-    for index, (name, teacher) in enumerate(zip(optimizers, teachers, strict=True)):
+    for index, teacher in enumerate(teachers):
+
+        def report(done, before=index * num_tasks):
+            on_progress(before + done, num_tasks * len(teachers))
+
         run = jax.jit(over_tasks(functools.partial(_run, family, teacher, begin, num_steps)))
-        kept = 0
-        for first in range(0, num_tasks, size):
-            shard = f"{index:02d}-{name.partition(':')[0]}-{first:06d}"
-            if shard not in store.shards():
-                wanted = first + np.arange(size) < num_tasks
-                tree, failed = jax.device_get(run(_keys(key, first, size)))
-                tree["optimizer"] = np.full(size, index, np.int32)
-                tree = jax.tree.map(lambda leaf, good=wanted & ~failed: leaf[good], tree)
-                store.write(shard, tree, num_dropped=int((wanted & failed).sum()))
-            kept += len(store.shard(shard)["losses"])
-            done = index * num_tasks + min(first + size, num_tasks)
-            on_progress(done, num_tasks * len(optimizers))
-        if not kept:
-            raise ValueError(
-                f"prepare: all {num_tasks} runs of {name} diverged; lower its learning rate, "
-                f"as in '{name.partition(':')[0]}:0.01'."
-            )
+        _run_teacher(store, run, (index, teacher), num_tasks, key, report)
     return store
+
+
+def template(family: TaskFamily, theta_0: Params, num_steps: int) -> PyTree:
+    """Shapes of one stored trajectory, for `open_store`.
+
+    Returns: dict of `states` `[T + 1, ...]`, like theta_0; `losses` `[T + 1]`; `teacher`, the index of
+      the optimizer; and the task's `data`.
+    """
+
+    def stored(theta_0, key):
+        data = name_canonically(family, family.sample(key, "train"), key)
+        state = {"states": theta_0, "losses": family.loss(theta_0, data, key)}
+        repeated = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_steps + 1, *x.shape)), state)
+        return repeated | {"teacher": jnp.int32(0), "data": data}
+
+    return jax.eval_shape(stored, theta_0, jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def _run_teacher(
+    store: Store,
+    run: Callable[[jax.Array], tuple[PyTree, jax.Array]],
+    numbered: tuple[int, Teacher],
+    num_tasks: int,
+    key: jax.Array,
+    report: Callable[[int], None],
+) -> None:
+    """Adds the shards of one teacher that are not there yet."""
+    index, teacher = numbered
+    kept, label = 0, re.sub(r"[^A-Za-z0-9._-]", "-", teacher.name.partition(":")[0])
+    size = math.ceil(
+        num_tasks / math.ceil(num_tasks / _LARGEST_SHARD)
+    )  # one for all: one compilation
+    for first in range(0, num_tasks, size):
+        shard = f"{index:02d}-{label}-{first:06d}"
+        if shard not in store.shards():
+            wanted = first + np.arange(size) < num_tasks
+            tree, failed = jax.device_get(run(_keys(key, first, size)))
+            tree["teacher"] = np.full(size, index, np.int32)
+            tree = jax.tree.map(lambda leaf, good=wanted & ~failed: leaf[good], tree)
+            store.write(shard, tree, num_dropped=int((wanted & failed).sum()))
+        kept += len(store.shard(shard)["losses"])
+        report(min(first + size, num_tasks))
+    if not kept:
+        raise ValueError(
+            f"prepare: all {num_tasks} runs of teacher {teacher.name!r} diverged; lower its learning "
+            f"rate, as in 'adam:0.01'. The trajectories of the others are kept."
+        )
 
 
 @functools.partial(jax.jit, static_argnames="count")
@@ -102,9 +149,11 @@ def _keys(key: jax.Array, first: int, count: int) -> jax.Array:
 
 
 def _run(family, teacher, begin, num_steps, key):
-    """One task under one optimizer: what the store keeps, and whether it is of no use."""
+    """One task under one teacher: what the store keeps, and whether it is of no use."""
     task_key, start_key, loss_key, name_key = jax.random.split(key, 4)
     data = name_canonically(family, family.sample(task_key, "train"), name_key)
-    trajectory = rollout(family, teacher, data, begin(start_key), loss_key, num_steps=num_steps)
+    trajectory = rollout(
+        family, teacher.optimizer, data, begin(start_key), loss_key, num_steps=num_steps
+    )
     kept = {"states": trajectory.states, "losses": trajectory.losses, "data": data}
     return kept, diverged(trajectory)

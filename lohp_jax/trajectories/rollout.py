@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lohp_jax.optimizers.extra_args import with_extra_args
 from lohp_jax.types import Params, PyTree, TaskFamily, Trajectory
 
 
@@ -27,7 +28,8 @@ def rollout(
 
     Args:
       family: gives the inner loss.
-      optimizer: any optax transformation; `update` is offered `value`, `value_fn` and `grad_fn`.
+      optimizer: any optax transformation; `update` is offered `value`, `value_fn`, `grad` and
+        `grad_fn`, and gets those that it takes.
       data: the task.
       params: the start theta_0.
       key: randomness of the inner loss, a fresh part of it for each step.
@@ -45,21 +47,23 @@ def rollout(
             f"rollout: expected num_steps >= 1 and a record_every that divides it, got "
             f"num_steps={num_steps} and record_every={record_every}; these do: {divisors}."
         )
-    optimizer = optax.with_extra_args_support(optimizer)
+    optimizer = with_extra_args(optimizer)
     keys = jax.random.split(key, num_steps + 1)
 
     def step(carry, step_key):
         params, opt_state = carry
 
-        def loss_fn(params):
+        def value_fn(params, grad_fn=None):  # line searches insist that it takes what is left over
+            del grad_fn
             return family.loss(params, data, step_key)
 
         def grad_fn(params, _):
-            return jax.grad(loss_fn)(params)
+            return _uphill(jax.grad(value_fn)(params))
 
-        value, grads = jax.value_and_grad(loss_fn)(params)
+        value, grads = jax.value_and_grad(value_fn)(params)
+        grads = _uphill(grads)
         updates, opt_state = optimizer.update(
-            grads, opt_state, params, value=value, value_fn=loss_fn, grad_fn=grad_fn
+            grads, opt_state, params, value=value, value_fn=value_fn, grad=grads, grad_fn=grad_fn
         )
         return (optax.apply_updates(params, updates), opt_state), value
 
@@ -71,6 +75,11 @@ def rollout(
     (last, _), (states, losses) = jax.lax.scan(segment, start, keys[:-1].reshape(-1, record_every))
     states = jax.tree.map(lambda s, end: jnp.concatenate([s, end[None]]), states, last)
     return Trajectory(states, jnp.append(losses, family.loss(last, data, keys[-1])), None)
+
+
+def _uphill(gradient: PyTree) -> PyTree:
+    """What `jax.grad` returns as a direction: of complex numbers it is the conjugate."""
+    return jax.tree.map(jnp.conj, gradient)
 
 
 def over_tasks(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:

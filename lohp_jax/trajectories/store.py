@@ -3,13 +3,18 @@
     DIR/header.json                 schema, config, leaves of a trajectory, digests of every shard
     DIR/shards/NAME/leaf-000.npy    leaf 0 of the trajectories of shard NAME, `[R, ...]`
 
-A shard is a batch of R trajectories: nested dicts of arrays with leading axis R. It is written
-under a temporary name, flushed, moved to its place, and only then named by a new header that
-replaces the old one in a single step. A writer that is killed, or runs out of disk, at any moment
-leaves the previous header and all that it names; the next `create` sweeps what else it leaves. One
-writer at a time; readers may come and go. Files are plain `.npy`, never pickled.
+A shard is a batch of R trajectories: a pytree of arrays with leading axis R. Leaves are named by
+their path: the keys, indices and field names that lead to them. Whoever reads gives a template, the
+same pytree for one trajectory, and gets its structure back; without one, nested dicts by path. The
+structure itself is not on disk: what has no leaf (None, an empty tuple) only a template knows.
+
+A shard is written under a temporary name, flushed, moved to its place, and only then named by a new
+header that replaces the old one in a single step. A writer that is killed, or runs out of disk, at any
+moment leaves the previous header and all that it names; the next `create` sweeps what else it leaves.
+One writer at a time; readers may come and go. Files are plain `.npy`, never pickled.
 """
 
+import abc
 import contextlib
 import hashlib
 import json
@@ -19,14 +24,14 @@ import re
 import shutil
 import tempfile
 import tokenize
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
 import chex
 import jax
 import numpy as np
 
-from lohp_jax.files import write_atomically
+from lohp_jax.files import damaged, first_difference, read_json, write_json
 from lohp_jax.types import PyTree
 
 SCHEMA = 1
@@ -36,7 +41,6 @@ _TEMPORARY = ".lohp-tmp-"  # begins the names of temporary folders
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 _NOT_NPY = (ValueError, TypeError, SyntaxError, EOFError, tokenize.TokenError)  # from np.load
-_ABSENT = "(absent)"  # stands for a field that a config lacks
 
 _Path = tuple[str, ...]
 _Array = np.ndarray | np.generic | jax.Array
@@ -66,16 +70,15 @@ class _Header(NamedTuple):
     shards: dict[str, _Shard]
 
 
-class Store:
-    """A directory of trajectories, made by `create` (to write) or `open_store` (to read).
+class Store(abc.ABC):
+    """Trajectories in shards, numbered through the shards in the order of the shards' names.
 
-    Trajectories are numbered through the shards in the order of the shards' names. A file is mapped
-    when it is asked for and let go with its array: any number of shards costs no file handles.
+    `create` makes one to write to, on disk or in memory; `open_store` opens one to read.
     """
 
-    def __init__(self, directory: pathlib.Path, header: _Header):
-        self._directory = directory
+    def __init__(self, header: _Header, like: PyTree):
         self._header = header
+        self._like = like
 
     @property
     def config(self) -> dict[str, Any]:
@@ -100,8 +103,8 @@ class Store:
 
         Args:
           name: letters, digits, ".", "_" and "-"; pad numbers ("0003"), for names sort as text.
-          tree: nested dicts with str keys of numeric arrays `[R, ...]`, R >= 0, of the same
-            structure, shapes and dtypes in every shard. Values need not be finite.
+          tree: pytree of numeric arrays `[R, ...]`, R >= 0, of the same structure, shapes and dtypes
+            in every shard, those of the template if there is one. Values need not be finite.
           num_dropped: how many runs of this batch are not among the R.
 
         Raises:
@@ -110,29 +113,44 @@ class Store:
         """
         self._check_name(name)
         arrays = _flatten(tree)
-        leaves = tuple(_Leaf(path, a.shape[1:], a.dtype) for path, a in arrays.items())
-        _check_leaves(self._header.leaves or leaves, leaves)
-        try:
-            self._write_shard(name, leaves, list(arrays.values()), int(num_dropped))
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{error.strerror or error} (Store.write: shard {name!r} stopped; the shards that "
-                f"{self._directory / 'header.json'} names are intact; see to the disk and run the "
-                "same command again to go on)",
-            ) from error
+        leaves = {path: _Leaf(path, a.shape[1:], a.dtype) for path, a in arrays.items()}
+        expected = {leaf.path: leaf for leaf in self._header.leaves} or leaves
+        _check_leaves("Store.write", expected, leaves, "the shards before have", "this tree has")
+        if self._like is not None:
+            _check_template("Store.write", self._like, leaves, "this tree has")
+        num_trajectories = len(next(iter(arrays.values())))
+        header = self._header._replace(leaves=tuple(expected.values()))
+        self._add(name, header, [arrays[path] for path in expected], num_trajectories, num_dropped)
+
+    @abc.abstractmethod
+    def _add(self, name, header, arrays, num_trajectories, num_dropped):
+        """Keeps a shard, and then the header that names it."""
 
     def shard(self, name: str) -> PyTree:
-        """The trajectories of one shard as read-only memory maps `[R, ...]`; reads no values.
+        """The trajectories of one shard as read-only arrays `[R, ...]`; on disk memory maps.
 
         Raises: KeyError, if there is no such shard; ValueError, if a file is missing, cut short, or
         not of the dtype and shape in the header.
         """
         num_trajectories = self._header.shards[name].num_trajectories
-        return _nest(
-            (leaf.path, _map_leaf(self._folder(name) / _file_name(i), num_trajectories, leaf))
-            for i, leaf in enumerate(self._header.leaves)
-        )
+        arrays = {
+            leaf.path: self._leaf(name, index, leaf, num_trajectories)
+            for index, leaf in enumerate(self._header.leaves)
+        }
+        if self._like is None:
+            return _nest(arrays)
+        return jax.tree.map_with_path(lambda path, _: arrays[_names(path)], self._like)
+
+    @abc.abstractmethod
+    def _leaf(self, name, index, leaf, num_trajectories):
+        """Leaf number `index` of a shard, `[R, ...]`."""
+
+    @abc.abstractmethod
+    def verify(self) -> None:
+        """Reads every file and compares its sha256 with the header's; deletes nothing.
+
+        Raises: ValueError, naming the first shard and file that are missing or differ.
+        """
 
     def read(self, index: int) -> PyTree:
         """Trajectory `index`, 0 <= index < len(store), in memory, without reading any other.
@@ -180,17 +198,57 @@ class Store:
             start = stop
         if joined is None:
             raise ValueError(
-                f"Store.load: expected trajectories in {self._directory}, found none in its "
+                f"Store.load: expected trajectories, found none in "
                 f"{len(self._header.shards)} shards ({self.num_dropped} runs were dropped); run "
                 "`lohp prepare` to the end, or with settings under which fewer runs diverge."
             )
         return joined
 
-    def verify(self) -> None:
-        """Reads every file and compares its sha256 with the header's; deletes nothing.
+    def _check_name(self, name: str):
+        if not _SHARD_NAME.fullmatch(name):
+            raise ValueError(
+                "Store.write: expected a shard name of letters, digits, '.', '_' and '-' that "
+                f"begins with a letter or digit, got {name!r}."
+            )
+        if name in self._header.shards:
+            raise ValueError(
+                f"Store.write: expected a new shard, but {name!r} exists; write those that `shards()` "
+                "does not name."
+            )
 
-        Raises: ValueError, naming the first shard and file that are missing or differ.
-        """
+
+class _MemoryStore(Store):
+    """Trajectories that end with the process; the same reading, nothing to resume."""
+
+    def __init__(self, header: _Header, like: PyTree):
+        super().__init__(header, like)
+        self._arrays: dict[str, list[np.ndarray]] = {}
+
+    def _add(self, name, header, arrays, num_trajectories, num_dropped):
+        self._arrays[name] = [_read_only(array) for array in arrays]
+        shard = _Shard(num_trajectories, num_dropped, {})
+        self._header = header._replace(shards={**header.shards, name: shard})
+
+    def _leaf(self, name, index, leaf, num_trajectories):
+        return self._arrays[name][index]
+
+    def verify(self) -> None:
+        """Nothing to verify."""
+
+
+class _DiskStore(Store):
+    """A directory of trajectories.
+
+    A file is mapped when it is asked for and let go with its array: any number of shards costs no
+    file handles.
+    """
+
+    def __init__(self, directory: pathlib.Path, header: _Header, like: PyTree):
+        super().__init__(header, like)
+        self._directory = directory
+
+    def verify(self) -> None:
+        """As of `Store`."""
         for name, shard in sorted(self._header.shards.items()):
             for file_name, expected in shard.sha256.items():
                 file = self._folder(name) / file_name
@@ -201,55 +259,73 @@ class Store:
     def _folder(self, name: str) -> pathlib.Path:
         return self._directory / "shards" / name
 
-    def _check_name(self, name: str):
-        if not _SHARD_NAME.fullmatch(name):
-            raise ValueError(
-                "Store.write: expected a shard name of letters, digits, '.', '_' and '-' that "
-                f"begins with a letter or digit, got {name!r}."
-            )
-        if name in self._header.shards:
-            raise ValueError(
-                f"Store.write: expected a new shard, but {name!r} exists in {self._directory}; "
-                "write those that `shards()` does not name."
-            )
+    def _leaf(self, name, index, leaf, num_trajectories):
+        return _map_leaf(self._folder(name) / _file_name(index), num_trajectories, leaf)
 
-    def _write_shard(self, name, leaves, arrays, num_dropped):
+    def _add(self, name, header, arrays, num_trajectories, num_dropped):
+        try:
+            digests = self._write_shard(name, arrays)
+            shard = _Shard(num_trajectories, int(num_dropped), digests)
+            self._commit(header._replace(shards={**header.shards, name: shard}))
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror or error} (Store.write: shard {name!r} stopped; the shards that "
+                f"{self._directory / 'header.json'} names are intact; see to the disk and run the "
+                "same command again to go on)",
+            ) from error
+
+    def _write_shard(self, name, arrays) -> dict[str, str]:
+        """Puts the folder of a shard in its place; returns the digests of its files."""
         target = self._folder(name)
         target.parent.mkdir(exist_ok=True)
         with _temporary_folder(self._directory) as temporary:
-            shard = _Shard(len(arrays[0]), num_dropped, _write_leaves(temporary / "shard", arrays))
+            digests = _write_leaves(temporary / "shard", arrays)
             if target.exists():  # its writer was killed before a header named it
                 os.replace(target, temporary / "unnamed")
             os.replace(temporary / "shard", target)
         _sync_folder(target.parent)
-        self._commit(_Header(self.config, leaves, {**self._header.shards, name: shard}))
+        return digests
 
     def _commit(self, header: _Header):
         """Replaces the header on disk and in memory; from then on its shards count."""
-        _write_header(self._directory, header)
+        write_json(self._directory / "header.json", _header_to_json(header), schema=SCHEMA)
         self._header = header
         _sync_folder(self._directory)
 
 
-def create(directory: str | os.PathLike, config: dict[str, Any]) -> Store:
+def create(
+    directory: str | os.PathLike | None, config: dict[str, Any], like: PyTree | None = None
+) -> Store:
     """A store to write to: a new one, or the one in `directory`, to go on where its writer stopped.
 
     Shards whose folders were deleted are forgotten, so that they are made again; the temporary
-    folders of a killed writer are removed. Digests are not checked here (`open_store` does).
+    folders of a killed writer are removed. Digests are not checked here (`open_store` and
+    `Store.verify` do).
 
     Args:
-      directory: made where it does not exist.
+      directory: made where it does not exist; None keeps everything in memory.
       config: the settings that decide the trajectories, as JSON values.
+      like: a template: one trajectory, of anything with a shape and a dtype, such as
+        `jax.eval_shape` returns. None for nested dicts by path.
 
     Raises: ValueError, if the store there was made with another config (its first differing field
-    is named), has a damaged header or another schema, or `config` is not JSON.
+    is named) or does not fit the template, has a damaged header or another schema, or `config` is not
+    JSON.
     """
-    directory = pathlib.Path(directory)
     config = _json_config(config)
+    _check_template("create", like)
+    if directory is None:
+        return _MemoryStore(_Header(config, (), {}), like)
+    directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     if (directory / "header.json").exists():
         header = _read_header(directory)
-        _check_config(directory, header.config, config)
+        if difference := first_difference(header.config, config, "config"):
+            raise ValueError(
+                f"create: {directory} was made with another config: {difference}; use the settings "
+                "it was made with to go on there, or choose another directory."
+            )
     elif any(directory.glob("shards/*")):
         raise ValueError(
             f"create: {directory} has shards but no header.json, which every writer makes first; "
@@ -257,29 +333,37 @@ def create(directory: str | os.PathLike, config: dict[str, Any]) -> Store:
         )
     else:
         header = _Header(config, (), {})
+    _check_stored("create", directory, header, like)
     for leftover in directory.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(leftover)
-    store = Store(directory, header)
+    store = _DiskStore(directory, header, like)
     present = {name: s for name, s in header.shards.items() if store._folder(name).exists()}
     store._commit(header._replace(shards=present))
     return store
 
 
-def open_store(directory: str | os.PathLike, *, verify: bool = True) -> Store:
-    """The store in `directory`, to read from.
+def open_store(
+    directory: str | os.PathLike, like: PyTree | None = None, *, verify: bool = True
+) -> Store:
+    """The store in `directory`, to read from; open it once a run and hand it on.
 
     Args:
       directory: what `create` made.
+      like: a template, as of `create`; None gives nested dicts by path.
       verify: whether to read every file once and check its digest, about a second per gigabyte.
         Keep it for training; False is for a quick look. Dtypes and shapes are checked in any case,
         when a file is mapped.
 
     Raises:
       FileNotFoundError, if there is no store.
-      ValueError, if the header or a file is damaged or the schema is another; deletes nothing.
+      ValueError, if the header or a file is damaged, the schema is another, or what is stored does
+        not fit the template (the first path is named); deletes nothing.
     """
     directory = pathlib.Path(directory)
-    store = Store(directory, _read_header(directory))
+    header = _read_header(directory)
+    _check_template("open_store", like)
+    _check_stored("open_store", directory, header, like)
+    store = _DiskStore(directory, header, like)
     if verify:
         store.verify()
     return store
@@ -301,10 +385,36 @@ def take_states(states: PyTree, indices: np.ndarray) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[rows, indices], states)
 
 
+def _names(path: tuple) -> _Path:
+    """The keys of a path of `jax.tree_util` as strings."""
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def _by_path(function: str, tree: PyTree) -> dict[_Path, Any]:
+    """The leaves of a tree by path, which must tell them apart."""
+    leaves = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        names = _names(path)
+        if not names or names in leaves:
+            raise ValueError(
+                f"{function}: expected a pytree whose keys, as text, tell its leaves apart, got "
+                f"{'a leaf alone' if not names else f'two at {_join(names)}'}; use a dict of arrays "
+                "with keys of their own."
+            )
+        leaves[names] = leaf
+    if not leaves:
+        raise ValueError(f"{function}: expected a pytree with arrays, got {tree!r} without any.")
+    return leaves
+
+
+def _join(path: _Path) -> str:
+    return "/".join(path)
+
+
 def _flatten(tree: PyTree) -> dict[_Path, np.ndarray]:
-    """The arrays of nested dicts by path, in C order and native byte order, with a common R."""
-    arrays = {path: _to_numpy(path, node) for path, node in _walk(tree)}
-    shapes = {"/".join(path): array.shape for path, array in arrays.items()}
+    """The arrays of a tree by path, in C order and native byte order, with a common R."""
+    arrays = {path: _to_numpy(path, leaf) for path, leaf in _by_path("Store.write", tree).items()}
+    shapes = {_join(path): array.shape for path, array in arrays.items()}
     if () in shapes.values() or len({shape[0] for shape in shapes.values()}) > 1:
         raise ValueError(
             f"Store.write: expected leaves with one common leading axis R, got shapes {shapes}."
@@ -312,39 +422,33 @@ def _flatten(tree: PyTree) -> dict[_Path, np.ndarray]:
     return arrays
 
 
-def _walk(node: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
-    """Path and value of all that is no dict, and of empty dicts, which no file would keep."""
-    if isinstance(node, dict) and node:
-        for key in sorted(node, key=str):
-            yield from _walk(node[key], (*path, key))
-    else:
-        yield path, node
-
-
-def _to_numpy(path: tuple, node: Any) -> np.ndarray:
-    if not path or not all(isinstance(key, str) for key in path) or not isinstance(node, _Array):
+def _to_numpy(path: _Path, leaf: Any) -> np.ndarray:
+    if not isinstance(leaf, _Array):
         raise ValueError(
-            "Store.write: expected nested dicts with str keys and arrays as leaves, got "
-            f"{type(node).__name__} at {list(path)}; turn a NamedTuple into a dict by `_asdict()`, "
-            "a list or tuple into a dict keyed by str(i), and leave out None and empty dicts."
+            f"Store.write: expected arrays as leaves, got {type(leaf).__name__} at {_join(path)}; "
+            "make it an array with the leading axis R, or register its class as a pytree."
         )
-    if jax.dtypes.issubdtype(node.dtype, jax.dtypes.prng_key):
+    _check_dtype("Store.write", path, leaf.dtype)
+    return np.asarray(leaf, dtype=leaf.dtype.name, order="C")
+
+
+def _check_dtype(function: str, path: _Path, dtype: Any):
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
         raise ValueError(
-            f"Store.write: the leaf at {list(path)} holds PRNG keys; store `jax.random.key_data` "
+            f"{function}: the leaf at {_join(path)} holds PRNG keys; store `jax.random.key_data` "
             "of them, and `jax.random.wrap_key_data` what is read."
         )
-    if not jax.dtypes.issubdtype(node.dtype, np.number) and node.dtype != bool:
+    if not any(jax.dtypes.issubdtype(dtype, kind) for kind in (np.number, np.bool_)):
         raise ValueError(
-            f"Store.write: expected numbers at {list(path)}, got dtype {node.dtype}; encode names "
+            f"{function}: expected numbers at {_join(path)}, got dtype {dtype}; encode names "
             "as integers and keep their meaning in the config."
         )
-    return np.asarray(node, dtype=node.dtype.name, order="C")
 
 
-def _nest(items: Iterable[tuple[_Path, np.ndarray]]) -> PyTree:
-    """Nested dicts from pairs of path and array: the inverse of `_flatten`."""
+def _nest(arrays: dict[_Path, np.ndarray]) -> PyTree:
+    """Nested dicts from arrays by path."""
     tree = {}
-    for path, array in items:
+    for path, array in arrays.items():
         node = tree
         for key in path[:-1]:
             node = node.setdefault(key, {})
@@ -352,14 +456,50 @@ def _nest(items: Iterable[tuple[_Path, np.ndarray]]) -> PyTree:
     return tree
 
 
-def _check_leaves(expected: tuple[_Leaf, ...], got: tuple[_Leaf, ...]):
-    if expected != got:
-        missing = [leaf for leaf in expected if leaf not in got]
-        extra = [leaf for leaf in got if leaf not in expected]
-        raise ValueError(
-            "Store.write: expected the leaves of the shards before, got a tree without "
-            f"{missing} and with {extra}; write what differs to another store."
-        )
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _check_leaves(
+    function: str, expected: dict[_Path, _Leaf], got: dict[_Path, _Leaf], theirs: str, ours: str
+):
+    for path in [*expected, *got]:
+        if expected.get(path) != got.get(path):
+            raise ValueError(
+                f"{function}: {theirs} {_describe(expected.get(path))} at {_join(path)}, {ours} "
+                f"{_describe(got.get(path))}; keep to one structure, or choose another store."
+            )
+
+
+def _describe(leaf: _Leaf | None) -> str:
+    return "nothing" if leaf is None else f"{leaf.dtype} {list(leaf.shape)}"
+
+
+def _check_template(
+    function: str, like: PyTree, got: dict[_Path, _Leaf] | None = None, ours: str = ""
+):
+    """Whether a template can be stored, and if `got` is given, whether that is what it says."""
+    if like is None:
+        return
+    expected = {}
+    for path, leaf in _by_path(f"{function}: like", like).items():
+        if not hasattr(leaf, "dtype"):
+            raise ValueError(
+                f"{function}: expected shapes and dtypes in the template, got "
+                f"{type(leaf).__name__} at {_join(path)}; use jax.eval_shape."
+            )
+        _check_dtype(function, path, leaf.dtype)
+        expected[path] = _Leaf(path, tuple(leaf.shape), np.dtype(leaf.dtype.name))
+    if got is not None:
+        _check_leaves(function, expected, got, "the template has", ours)
+
+
+def _check_stored(function: str, directory: pathlib.Path, header: _Header, like: PyTree):
+    if header.leaves:
+        stored = {leaf.path: leaf for leaf in header.leaves}
+        _check_template(function, like, stored, f"{directory} has")
 
 
 def _file_name(index: int) -> str:
@@ -434,27 +574,8 @@ def _json_config(config: dict[str, Any]) -> dict[str, Any]:
         ) from error
 
 
-def _check_config(directory: pathlib.Path, stored: dict[str, Any], asked: dict[str, Any]):
-    if stored != asked:
-        field, old, new = next(_differences(stored, asked))
-        raise ValueError(
-            f"create: {directory} was made with {field} = {old}, asked for is {new}; use the "
-            "settings it was made with to go on there, or choose another directory."
-        )
-
-
-def _differences(old: Any, new: Any, field: str = "config") -> Iterator[tuple[str, str, str]]:
-    """Fields in which two JSON values differ, with both values; dicts are compared by key."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(key, _ABSENT), new.get(key, _ABSENT), f"{field}.{key}")
-    elif old != new:
-        yield field, json.dumps(old), json.dumps(new)
-
-
 def _header_to_json(header: _Header) -> dict[str, Any]:
     return {
-        "schema": SCHEMA,
         "config": header.config,
         "leaves": [leaf._asdict() | {"dtype": leaf.dtype.name} for leaf in header.leaves],
         "shards": {name: shard._asdict() for name, shard in sorted(header.shards.items())},
@@ -475,29 +596,16 @@ def _header_from_json(raw: dict[str, Any]) -> _Header:
 def _read_header(directory: pathlib.Path) -> _Header:
     file = directory / "header.json"
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        if raw["schema"] == SCHEMA:
-            return _header_from_json(raw)
+        raw = read_json(file, schema=SCHEMA)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"No trajectories in {directory}: there is no {file}. Make them with "
             f"`lohp prepare --out {directory}`."
         ) from error
+    try:
+        return _header_from_json(raw)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"Trajectory store: {file} is damaged ({type(error).__name__}: {error}). Put a copy of "
-            "it back, or prepare into another directory. Nothing was deleted."
-        ) from error
-    raise ValueError(
-        f"Trajectory store: {file} has schema {raw['schema']!r}, this version of lohp_jax reads "
-        f"schema {SCHEMA} only; use the version that wrote it, or prepare into another directory. "
-        "Nothing was deleted."
-    )
-
-
-def _write_header(directory: pathlib.Path, header: _Header):
-    content = json.dumps(_header_to_json(header), indent=1)
-    write_atomically(directory / "header.json", content.encode())
+        raise damaged(file, error) from error
 
 
 @contextlib.contextmanager

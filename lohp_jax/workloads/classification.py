@@ -10,8 +10,9 @@ import optax
 
 from lohp_jax.data.images import ImageSet
 from lohp_jax.networks.classifiers import Network, make_classifier
+from lohp_jax.tasks.splits import check_split
 from lohp_jax.types import Params, PyTree, TaskFamily
-from lohp_jax.workloads.single import check_split, no_context
+from lohp_jax.workloads.single import no_context
 
 Labelled = tuple[jax.Array, jax.Array]
 """Images `[N, height, width, channels]` and their labels `[N]`."""

@@ -11,8 +11,9 @@ from lohp_jax.checks import check_option
 from lohp_jax.data.lane import Drive, render_drive
 from lohp_jax.networks.classifiers import HEAD, LANE_CHANNELS, make_lane_cnn, make_lstm
 from lohp_jax.networks.ltc import auto_ncp, init_ltc, ltc
+from lohp_jax.tasks.splits import check_split
 from lohp_jax.types import TaskFamily
-from lohp_jax.workloads.single import check_split, no_context
+from lohp_jax.workloads.single import no_context
 
 _FEATURES = 50
 _LSTM_UNITS, _LTC_UNITS, _LTC_SPARSITY = 64, 19, 0.75  # as in the HUB paper

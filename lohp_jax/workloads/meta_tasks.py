@@ -6,7 +6,6 @@ what was never meta-trained on.
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -14,10 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from lohp_jax.checks import check_option
+from lohp_jax.networks.mlp import apply_mlp, init_mlp
 from lohp_jax.tasks import make_family
-from lohp_jax.types import Params, TaskFamily
+from lohp_jax.tasks.splits import check_split
+from lohp_jax.types import TaskFamily
 from lohp_jax.workloads.classification import cross_entropy
-from lohp_jax.workloads.single import check_split
 
 _PIXELS = 64
 _BATCH = 64
@@ -88,30 +88,6 @@ def synthetic_family(
         return {"images": data["images"], "labels": data["labels"]}
 
     return TaskFamily(sample, init, loss, evaluate, context, name=name, num_classes=num_classes)
-
-
-def init_mlp(key: jax.Array, sizes: Sequence[int]) -> Params:
-    """Weights `w` normal with variance 1 / inputs and zero biases `b` of every layer."""
-    keys = jax.random.split(key, len(sizes) - 1)
-    return {
-        f"layer_{i}": {
-            "w": jax.random.normal(keys[i], (inputs, outputs)) / jnp.sqrt(inputs),
-            "b": jnp.zeros(outputs),
-        }
-        for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes))
-    }
-
-
-def apply_mlp(
-    params: Params, x: jax.Array, activation: Callable[[jax.Array], jax.Array]
-) -> jax.Array:
-    """`[N, inputs]` -> `[N, outputs]`, without an activation after the last layer."""
-    last = len(params) - 1
-    for i in range(last + 1):
-        layer = params[f"layer_{i}"]
-        x = x @ layer["w"] + layer["b"][None]
-        x = x if i == last else activation(x)
-    return x
 
 
 def _prototype_images(key, count, num_classes):

@@ -1,12 +1,11 @@
 """What families that only compare optimizers share: one task, and nothing for a generator to see."""
 
 from collections.abc import Callable
-from typing import get_args
 
 import jax
 
-from lohp_jax.checks import check_option
-from lohp_jax.types import Params, PyTree, Split, TaskFamily
+from lohp_jax.tasks.splits import check_split
+from lohp_jax.types import Params, PyTree, TaskFamily
 
 
 def single_task(
@@ -48,8 +47,3 @@ def single_task(
 def no_context(data: PyTree, key: jax.Array) -> tuple[()]:
     """The context of a task of which a generator may see nothing."""
     return ()
-
-
-def check_split(split: str) -> None:
-    """Raises ValueError for an unknown split."""
-    check_option("sample", "split", split, get_args(Split))

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lohp_jax.data.volume import check_volume, synthetic_volume
+from lohp_jax.tasks.splits import check_split
 from lohp_jax.types import Params, TaskFamily
-from lohp_jax.workloads.single import check_split, no_context
+from lohp_jax.workloads.single import no_context
 
 _WIDEN = 2.2  # width of the first layer over that of the others
 _RANGE = 100.0  # intensities are learned on a scale from 0 to this

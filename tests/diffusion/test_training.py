@@ -23,6 +23,7 @@ from lohp_jax.diffusion.training import (
 )
 from lohp_jax.generation import generate
 from lohp_jax.networks.denoiser import DenoiserConfig
+from lohp_jax.training.engine import DivergedError, Saving
 from lohp_jax.types import Composite
 
 SMALL = DiffusionConfig(
@@ -107,8 +108,10 @@ def test_generate_and_sample_agree_with_apply(quadratic, trained):
 
 
 @pytest.mark.slow
-def test_an_ensemble_trains_in_one_call_and_a_training_goes_on_from_its_state(quadratic):
-    """Members on given problems are those of `train_diffusion`; going on from a state changes no bit."""
+def test_an_ensemble_trains_in_one_call_and_a_training_goes_on_where_it_stopped(
+    quadratic, tmp_path
+):
+    """Members on given problems are those of `train_diffusion`; an interruption changes no bit."""
     config = dataclasses.replace(SMALL, updates=4, log_every=2, pool=16, batch_size=8)
     keys = jax.random.split(KEY, 2)
 
@@ -119,15 +122,22 @@ def test_an_ensemble_trains_in_one_call_and_a_training_goes_on_from_its_state(qu
         return diffusion_params(quadratic, config, key, pool=pool)
 
     members = train(keys)
-    states = []
-    whole = train_diffusion(quadratic, config, keys[1], on_state=lambda *at: states.append(at))
+    whole = train_diffusion(quadratic, config, keys[1])
     jax.tree.map(
         lambda many, one: np.testing.assert_allclose(many[1], one, rtol=2e-4, atol=2e-6),
         members,
         whole.params,
     )
-    assert [int(state.step) for _, state in states] == [2, 4]
-    part = train_diffusion(quadratic, config, keys[1], states=dict(states[:1]))
+
+    def interrupt(progress):
+        raise KeyboardInterrupt
+
+    saving = Saving(tmp_path, 4, {})
+    with pytest.raises(KeyboardInterrupt):
+        train_diffusion(quadratic, config, keys[1], saving=saving, on_progress=interrupt)
+    reports = []
+    part = train_diffusion(quadratic, config, keys[1], saving=saving, on_progress=reports.append)
+    assert [report.step for report in reports] == [4]
     jax.tree.map(np.testing.assert_array_equal, part.params, whole.params)
 
 
@@ -271,5 +281,5 @@ def test_a_family_without_labels_and_a_loss_that_is_not_finite_are_named(quadrat
         train_diffusion(dataclasses.replace(quadratic, solve=None, frame=None), SMALL, KEY)
     broken = dataclasses.replace(quadratic, solve=lambda problem, key: jnp.full(2, jnp.nan))
     config = dataclasses.replace(SMALL, updates=2, pool=2, batch_size=2)
-    with pytest.raises(FloatingPointError, match="not finite at update 1; lower the learning rate"):
+    with pytest.raises(DivergedError, match=r"not finite at update 1\. Lower the learning rate"):
         train_diffusion(broken, config, KEY)

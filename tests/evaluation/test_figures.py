@@ -6,6 +6,7 @@ import pytest
 from lohp_jax.codec import make_codec
 from lohp_jax.evaluation import scores
 from lohp_jax.evaluation.figures import figures
+from lohp_jax.optimizers import make_optimizer
 from lohp_jax.types import Generator
 
 
@@ -25,7 +26,9 @@ def drawn(family):
         tasks,
         codec=make_codec(theta_0, channels=4),
         teacher="teacher_sgd",
-        taught=scores.teacher(family, "sgd:0.1", theta_0, 4).many(tasks.data, tasks.keys),
+        taught=scores.teacher(family, make_optimizer("sgd:0.1"), theta_0, 4).many(
+            tasks.data, tasks.keys
+        ),
         compression=2,
     )
 

@@ -13,18 +13,23 @@ import xml.etree.ElementTree
 import pytest
 
 from lohp_jax.evaluation.report import write_report
+from lohp_jax.evaluation.standings import significant
 
 ACCURACY = {"lohp": 0.95, "teacher_adam": 0.97, "ridge": 0.91, "cloning": 0.93}
+OBJECTIVE = {"lohp": 0.012, "teacher_adam": 0.008, "ridge": 1.5, "cloning": 0.02}
+KINDS = {"teacher_adam": "teacher", "ridge": "baseline"}  # all others are generators
 
 
-def row(method, accuracy, *, seed=0, **changes):
+def row(method, value, *, measure="accuracy", seed=0, **changes):
     values = {
         "method": method,
+        "kind": KINDS.get(method, "generator"),
         "seed": seed,
         "split": "held_out",
-        "accuracy": accuracy,
-        "accuracy_min": 0.61,
-        "accuracy_std": 0.1,
+        measure: value,
+        f"{measure}_min": 0.61,
+        f"{measure}_max": 7.25,
+        f"{measure}_std": 0.1,
         "num_tasks": 400,  # a standard error of 0.005
         "latency_ms_p50": 1.25,
         "latency_ms_p50_batch": 0.031,
@@ -33,17 +38,24 @@ def row(method, accuracy, *, seed=0, **changes):
     return values | changes
 
 
+def objective(method, value, **changes):
+    return row(method, value, measure="objective", **changes)
+
+
 def results(rows=None, **changes):
     values = {
         "schema": 1,
         "family": "digits_5way",
+        "measure": "accuracy",
+        "main": "lohp",
+        "imitated": "teacher_adam",
         "config": {"seed": 17},
         "environment": {"platform": "a machine"},
         "rows": [row(*item) for item in ACCURACY.items()] if rows is None else rows,
         "honesty": {
             "lohp": {
-                "shuffled_accuracy": 0.22,
-                "majority": 0.2,
+                "shuffled": 0.22,
+                "chance": 0.2,
                 "rms_ratio": 1.1,
                 "nearest_training_distance": 3.25,
                 "teacher_nearest_training_distance": 4.5,
@@ -65,7 +77,7 @@ FIGURES = {
         ],
     },
     "cosine": {"lohp": [0.5, 1.0000001, None], "cloning": []},
-    "accuracy_by_step": {
+    "score_by_step": {
         "lohp": {"step": [0, 4], "mean": [0.2, 0.9], "std": [0.0, 0.1]},
         "teacher_adam": {"step": [0, 1, 2], "mean": [0.2, 0.5, 0.9], "std": [0, 0.1, None]},
     },
@@ -189,7 +201,7 @@ def test_several_seeds_become_their_mean_and_their_standard_deviation(tmp_path):
     ],
 )
 def test_the_statement_says_which_is_higher_and_by_how_much(tmp_path, lohp, expected):
-    rows = [row(*item) for item in (ACCURACY | {"lohp": lohp, "lohp_consolidated": 0.99}).items()]
+    rows = [row(*item) for item in (ACCURACY | {"lohp": lohp}).items()]
     statement = report_of(tmp_path, rows).statement
 
     assert f"lohp reaches {lohp:.3f} ± 0.005 on 400 unseen tasks of digits_5way, " in statement
@@ -219,6 +231,92 @@ def test_the_statement_claims_nothing_that_the_rows_lack(tmp_path, rows, expecte
     assert expected in report_of(tmp_path, rows).statement
 
 
+@pytest.mark.parametrize(
+    "lohp, expected",
+    [
+        (0.0123, "0.00770 better than the best baseline, cloning at 0.0200 ± 0.0050, beyond"),
+        (0.0199, "0.000100 better than the best baseline, cloning at 0.0200 ± 0.0050, within"),
+        (0.02, "level with the best baseline, cloning"),
+        (3, "2.98 worse than the best baseline, cloning at 0.0200 ± 0.0050, beyond the spread"),
+    ],
+)
+def test_of_an_objective_the_lower_is_the_better(tmp_path, lohp, expected):
+    rows = [objective(*item) for item in (OBJECTIVE | {"lohp": lohp}).items()]
+    statement = report_of(tmp_path, rows, measure="objective").statement
+
+    number = "3.0000" if lohp == 3 else f"{lohp:.4f}"
+    assert f"lohp reaches an objective of {number} ± 0.0050 (lower is better) on 400" in statement
+    assert expected in statement
+    assert "the best teacher, teacher_adam, reaches 0.0080 ± 0.0050" in statement
+
+
+def test_the_rows_of_an_objective_start_with_the_lowest_and_show_the_worst_task(tmp_path):
+    rows = [objective(*item) for item in OBJECTIVE.items()]
+    rows += [objective("lohp", 0.018, seed=1, objective_max=9.5), objective("step", None)]
+    page = report_of(tmp_path, rows, measure="objective", honesty=None)
+
+    head, *rows = page.tables["methods"]
+    assert head[1] == "Objective,lower is better"
+    assert [cells[0] for cells in rows] == ["teacher_adam", "lohp", "cloning", "ridge", "step"]
+    assert rows[1][1:4] == ["0.0150 ± 0.0042", "std over 2 seeds", "9.50"]
+    assert rows[3][1:4] == ["1.5000 ± 0.0050", "s.e. over 400 tasks", "7.25"]
+    assert page.images()[0]["alt"].startswith("Objective, best first: teacher_adam 0.0080 ± 0.0050")
+    assert "accura" not in page.text.lower()
+
+
+@pytest.mark.parametrize(
+    "value, std, expected",
+    [
+        (12.3456, 0.024, "12.3456 ± 0.0012"),
+        (0.001234, 100, "0.0012 ± 5.0000"),
+        (12345.6, 400, "12,346 ± 20"),
+        (3.21e-9, 8e-10, "3.21e-09 ± 4e-11"),
+        (3.2e20, 0.1, "3.2e+20 ± 0.005"),
+        (-1.5, 0.1, "-1.5000 ± 0.0050"),
+        (0, 0.1, "0.0000 ± 0.0050"),
+        (0.01234, 0, "0.0123 ± 0.00"),
+        (0.01234, None, "0.0123 ± n/a"),
+    ],
+)
+def test_an_objective_of_any_size_is_readable(tmp_path, value, std, expected):
+    rows = [objective("lohp", value, objective_std=std)]
+    page = report_of(tmp_path, rows, measure="objective")
+
+    assert page.tables["methods"][1][1] == expected
+    assert len(page.images()) == 1
+
+
+def test_a_run_about_another_method_is_the_same_under_its_name(page, tmp_path):
+    names = {"lohp": "mine", "teacher_adam": "uphill", "ridge": "simple", "cloning": "copy"}
+
+    def renamed(text):
+        return re.sub("|".join(names), lambda match: names[match[0]], text)
+
+    def words(page):
+        return re.sub('src="[^"]*"', "", page.text).replace("lohp_jax", "")
+
+    for file in put_all(tmp_path).iterdir():
+        file.write_text(renamed(file.read_text()))
+    other = report(tmp_path)
+
+    assert words(other) == renamed(words(page))
+    assert "<strong>mine</strong>" in other.text
+
+
+def test_other_generators_are_baselines_and_teachers_are_not(tmp_path):
+    rows = [
+        row("mine", 0.5),
+        row("lohp", 0.6),
+        row("teacher_adam", 0.55, kind="baseline"),
+        row("best", 0.9, kind="teacher"),
+    ]
+    statement = report_of(tmp_path, rows, main="mine").statement
+
+    assert "mine reaches 0.500" in statement
+    assert "0.100 below the best baseline, lohp at" in statement
+    assert "the best teacher, best, reaches 0.900" in statement
+
+
 def test_another_split_is_a_line_of_its_own(tmp_path):
     page = report_of(tmp_path, [row("lohp", 0.9), row("lohp", 0.99, split="train")])
 
@@ -230,7 +328,13 @@ def test_another_split_is_a_line_of_its_own(tmp_path):
 
 
 def test_what_is_nan_null_or_absent_is_not_available_and_comes_last(tmp_path):
-    bare = {"method": "ridge", "seed": 0, "split": "held_out", "accuracy": 0.1}
+    bare = {
+        "method": "ridge",
+        "kind": "baseline",
+        "seed": 0,
+        "split": "held_out",
+        "accuracy": 0.1,
+    }
     rows = [
         row("cloning", float("nan"), latency_ms_p50=None, gradients=float("inf")),
         row("lohp", 0.9),
@@ -256,10 +360,10 @@ def test_one_diverged_seed_is_not_averaged_away(tmp_path):
 @pytest.mark.parametrize(
     "measures, shuffled, ratio",
     [
-        ({"shuffled_accuracy": 0.24, "majority": 0.2, "rms_ratio": 0.81}, "pass", "pass"),
-        ({"shuffled_accuracy": 0.26, "majority": 0.2, "rms_ratio": 0.79}, "fail", "fail"),
-        ({"shuffled_accuracy": 0.54, "majority": 0.6, "rms_ratio": 1.21}, "pass", "fail"),
-        ({"shuffled_accuracy": None, "majority": 0.2}, "not measured", "not measured"),
+        ({"shuffled": 0.24, "chance": 0.2, "rms_ratio": 0.81}, "pass", "pass"),
+        ({"shuffled": 0.26, "chance": 0.2, "rms_ratio": 0.79}, "fail", "fail"),
+        ({"shuffled": 0.54, "chance": 0.6, "rms_ratio": 1.21}, "pass", "fail"),
+        ({"shuffled": None, "chance": 0.2}, "not measured", "not measured"),
     ],
 )
 def test_honesty_marks(tmp_path, measures, shuffled, ratio):
@@ -273,8 +377,35 @@ def test_honesty_marks(tmp_path, measures, shuffled, ratio):
     assert lohp[2].endswith(ratio)
     assert lohp[3] == "3.25 generatedn/a teacher"
     assert (lohp[5], cloning[5]) == ("0.500 ", "n/a ")
-    assert wanted[1:3] == ["at most 0.05 above the majority", "0.8 to 1.2"]
+    assert wanted[1:3] == ["at most 0.05 above chance", "0.8 to 1.2"]
     assert wanted[5] == "no limit"
+
+
+@pytest.mark.parametrize(
+    "measures, expected",
+    [
+        ({"shuffled": 0.96, "chance": 1.0}, "pass"),
+        ({"shuffled": 40, "chance": 1.0}, "pass"),
+        ({"shuffled": 0.94, "chance": 1.0}, "fail"),
+        ({"shuffled": -2.05, "chance": -2.0}, "pass"),
+        ({"shuffled": -2.2, "chance": -2.0}, "fail"),
+        ({"shuffled": 0.96}, "not measured"),
+    ],
+)
+def test_with_the_wrong_support_an_objective_has_to_rise_to_chance(tmp_path, measures, expected):
+    rows = [objective("lohp", 0.1)]
+    page = report_of(tmp_path, rows, measure="objective", honesty={"lohp": measures})
+
+    _, lohp, wanted = page.tables["honesty"]
+    assert lohp[1].endswith(expected)
+    assert wanted[1] == "at most 5 % below chance"
+
+
+@pytest.mark.parametrize("imitated", ["teacher_adam", None])
+def test_the_imitated_teacher_is_named(tmp_path, imitated):
+    page = report_of(tmp_path, imitated=imitated)
+
+    assert ("What generators imitate: teacher_adam." in page.text) == (imitated is not None)
 
 
 def test_all_plots_are_there_with_words_for_those_who_cannot_see_them(page):
@@ -294,6 +425,17 @@ def test_the_accuracies_are_drawn_at_the_extremes_too(tmp_path):
     rows = [row("lohp", 1.0, accuracy_std=0), row("ridge", 0.0), row("cloning", 0.999)]
 
     assert len(report_of(tmp_path, rows).images()) == 1
+
+
+@pytest.mark.parametrize("low", [-1.0, 0.0, 1e-30, 1.0])
+def test_objectives_are_drawn_whatever_their_sign_and_size(tmp_path, low):
+    curve = {"step": [0, 1, 2], "mean": [1e6, None, low], "std": [2e6, None, 0]}
+    put(tmp_path, "figures.json", {"schema": 1, "score_by_step": {"lohp": curve}})
+    rows = [objective("lohp", low, objective_std=40), objective("ridge", 1e6)]
+    page = report_of(tmp_path, rows, measure="objective")
+
+    assert len(page.images()) == 2
+    assert f"lohp ends at {significant(low)}." in page.images()[1]["alt"]
 
 
 def test_the_page_needs_no_other_file(page):
@@ -347,7 +489,7 @@ def test_everything_is_escaped(tmp_path):
                 "paths": [{"method": evil, "task": evil, "points": [[0, 0], [1, 1]]}],
             },
             "cosine": {evil: [0.5]},
-            "accuracy_by_step": {evil: {"step": [0], "mean": [0.5], "std": [0.1]}},
+            "score_by_step": {evil: {"step": [0], "mean": [0.5], "std": [0.1]}},
         },
     )
     rows = [row(evil, 0.9, split=split) for split in ("held_out", evil)]
@@ -456,9 +598,28 @@ def without(mapping, key):
         (results([row("lohp", 0.9), 7]), r"rows\[1\] lacks the key 'accuracy'"),
         (results([row("lohp", "high")]), r"number at 'accuracy' of .*rows\[0\], got 'high'"),
         (results([row("lohp", 0.9)] * 2), r"rows\[1\] is a second row of lohp, split held_out"),
+        (without(results(), "measure"), "lacks the key 'measure'"),
+        (without(results(), "main"), "lacks the key 'main'"),
+        (without(results(), "imitated"), "lacks the key 'imitated'"),
+        (results(main=None), "expected a str at 'main' of .*results.json, got None"),
+        (results(imitated=3), r"expected a str \| None at 'imitated' of .*, got 3"),
+        (
+            results(measure="loss"),
+            "expected one of accuracy, objective at 'measure' of .*results.json, got 'loss'",
+        ),
+        (results(measure="objective"), r"rows\[0\] lacks the key 'objective'"),
+        (results([without(row("lohp", 0.9), "kind")]), r"rows\[0\] lacks the key 'kind'"),
+        (
+            results([row("lohp", 0.9, kind="ours")]),
+            r"expected one of teacher, generator, baseline at 'kind' of .*rows\[0\], got 'ours'",
+        ),
+        (
+            results([row("lohp", 0.9), row("lohp", 0.9, seed=1, kind="teacher")]),
+            r"rows\[1\] has lohp as a teacher, but a row before it as a generator",
+        ),
         (results(honesty=[1]), "expected a dict at 'honesty'"),
         (results(honesty={"lohp": 1}), "expected a dict at 'lohp' of .*honesty, got 1"),
-        (results(honesty={"lohp": {"majority": "5"}}), "number at 'majority' of .*'lohp'"),
+        (results(honesty={"lohp": {"chance": "5"}}), "number at 'chance' of .*'lohp'"),
     ],
 )
 def test_results_of_another_form_are_named_with_the_key(tmp_path, content, expected):
@@ -482,8 +643,8 @@ def test_results_of_another_form_are_named_with_the_key(tmp_path, content, expec
         ),
         ({"cosine": {"lohp": [[1], [1, 2]]}}, "'lohp' of .*cosine is no array"),
         (
-            {"accuracy_by_step": {"lohp": {"step": [0, 1], "mean": [0.5], "std": [0.1]}}},
-            r"'mean' of .*accuracy_by_step\['lohp'\] to have shape \(2,\), got \(1,\)",
+            {"score_by_step": {"lohp": {"step": [0, 1], "mean": [0.5], "std": [0.1]}}},
+            r"'mean' of .*score_by_step\['lohp'\] to have shape \(2,\), got \(1,\)",
         ),
     ],
 )

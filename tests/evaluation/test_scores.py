@@ -5,6 +5,7 @@ import pytest
 
 from lohp_jax.baselines.adaptation import Tuned
 from lohp_jax.evaluation import scores
+from lohp_jax.optimizers import make_optimizer
 from lohp_jax.types import Generator
 
 
@@ -35,7 +36,9 @@ def test_a_row_holds_mean_spread_and_worst():
 def test_a_teacher_starts_at_theta_0_and_learns(family):
     tasks = scores.draw_tasks(family, jax.random.key(0), 3, "held_out")
     theta_0 = family.init(jax.random.key(0))
-    taught = scores.teacher(family, "adam:0.1", theta_0, 30).many(tasks.data, tasks.keys)
+    taught = scores.teacher(family, make_optimizer("adam:0.1"), theta_0, 30).many(
+        tasks.data, tasks.keys
+    )
     assert taught.states["w"].shape == (3, 31, 8)
     np.testing.assert_array_equal(taught.states["w"][:, 0], 0.0)
     assert (taught.losses[:, -1] < 0.2 * taught.losses[:, 0]).all()
@@ -46,7 +49,9 @@ def test_the_adapter_ends_where_adam_ends(family):
     theta_0 = family.init(jax.random.key(0))
     producer = scores.make_producer(scores.adapter(family, theta_0, Tuned(0.1, 30)))
     adapted = producer.many(tasks.contexts, tasks.keys)
-    teacher = scores.teacher(family, "adam:0.1", theta_0, 30)  # the context is the whole task
+    teacher = scores.teacher(
+        family, make_optimizer("adam:0.1"), theta_0, 30
+    )  # the context is the whole task
     taught = teacher.many(tasks.data, tasks.keys)
     np.testing.assert_allclose(adapted["w"], taught.states["w"][:, -1], rtol=1e-5)
 

@@ -8,6 +8,7 @@ import pytest
 from lohp_jax.learned_solvers.lista import train_lista
 from lohp_jax.problems.lasso import lasso
 from lohp_jax.solvers.proximal import fista
+from lohp_jax.training.engine import DivergedError
 
 KEY = jax.random.key(0)
 TINY = {"num_layers": 5, "updates": 1, "batch_size": 2, "learning_rate": 1e-12}
@@ -103,5 +104,5 @@ def test_rejects_more_layers_than_there_are(small_lasso):
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(small_lasso):
-    with pytest.raises(FloatingPointError, match=r"lista: .* at update 2; lower the learning rate"):
+    with pytest.raises(DivergedError, match=r"lista: .* at update 2\. Lower the learning rate"):
         train_lista(small_lasso, KEY, **TINY | {"updates": 3, "learning_rate": 1e30})

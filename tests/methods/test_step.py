@@ -17,20 +17,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
 from lohp_jax.methods.setting import Dataset, Frame, family_of, make_objective, make_policy
+
 from lohp_jax.methods.step import (
     Batch,
     TrainState,
     draw_batches,
     make_optimizer,
     make_update,
-    scan_updates,
 )
 from lohp_jax.networks.policy import NetworkConfig
 from lohp_jax.policy.hybrid import HybridConfig
 from lohp_jax.runs.config import PrepareConfig, RunConfig, TrainingConfig, resolve
 from lohp_jax.training.distributed import compile_update
+from lohp_jax.training.engine import scan_updates
 from lohp_jax.types import TaskFamily
 
 CONFIG = resolve(

@@ -8,17 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lohp_jax.methods.setting import Dataset, Frame, family_of, make_policy
 
 import lohp_jax
 from lohp_jax.codec import make_codec
 from lohp_jax.generation import generate
-from lohp_jax.methods.setting import Dataset, Frame, family_of, make_policy
+from lohp_jax.methods.training import train
 from lohp_jax.methods.weight_diffusion import denoise_from_noise, denoising_loss
 from lohp_jax.networks.policy import Heads, NetworkConfig, PolicyNetwork
 from lohp_jax.policy.hybrid import Example, HybridConfig, Policy
 from lohp_jax.runs.config import FamilyConfig, PrepareConfig, RunConfig, TrainingConfig, resolve
 from lohp_jax.training import metrics
-from lohp_jax.training.engine import train
 
 NUM_STEPS = 3
 CODEC = make_codec({"w": jnp.zeros(3)}, channels=2)

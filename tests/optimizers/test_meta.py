@@ -11,11 +11,9 @@ import pytest
 
 from lohp_jax.optimizers.meta import (
     LARGEST_LOSS,
-    MetaState,
     Unroll,
     advance_pair,
     bounded,
-    make_meta_update,
     start_pairs,
     training_unroll,
 )
@@ -151,27 +149,6 @@ def test_both_copies_see_the_same_and_mirror_each_other(loss):
         pair = jax.tree.map(lambda x, i=i: x[i], pairs)
         _, gradient, _ = advance_pair(unroll, jnp.zeros(3), pair, KEY, sigma=SIGMA)
         np.testing.assert_array_equal(gradient, np.zeros(3))
-
-
-def test_update_descends_on_every_kind():
-    """Two kinds of unroll pull at one coordinate each."""
-    goals = jnp.eye(2)
-    unrolls = [
-        noisy_unroll(lambda meta, noise, goal=goal: jnp.sum(((meta - 1) * goal) ** 2))
-        for goal in goals
-    ]
-    optimizer, meta = optax.sgd(0.1), jnp.zeros(2)
-    pairs = tuple(start_pairs(unroll, meta, KEY, 64) for unroll in unrolls)
-    state = MetaState(meta, optimizer.init(meta), pairs, jnp.zeros((), jnp.int32))
-    update = jax.jit(make_meta_update(unrolls, optimizer, sigma=0.01))
-    state, metrics = update(state, jax.random.key(1))
-    assert int(state.step) == 1 and metrics["losses"].shape == (2,)
-    np.testing.assert_allclose(metrics["losses"], [1.0, 1.0], atol=0.05)
-    np.testing.assert_allclose(metrics["loss"], metrics["losses"].mean())
-    for i in range(60):
-        state = state._replace(pairs=pairs)  # each step from the start: no memory, no drift
-        state, metrics = update(state, jax.random.key(i))
-    np.testing.assert_allclose(state.meta, [1.0, 1.0], atol=0.2)
 
 
 # --- unrolls that train

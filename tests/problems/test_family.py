@@ -10,7 +10,7 @@ from lohp_jax.problems.rastrigin import rastrigin
 from lohp_jax.types import ProblemFamily
 
 NAMES = ["lasso_5x10", "lasso_fixed_5x10", "lasso_patches", "rastrigin_2", "rastrigin_shifted_2"]
-NAMES += ["ackley_2", "ackley_rotated_2", "digits_mlp"]
+NAMES += ["ackley_2", "ackley_rotated_2", "fit_mlp"]
 
 
 @pytest.mark.parametrize("name", NAMES)

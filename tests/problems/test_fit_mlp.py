@@ -5,7 +5,7 @@ import pytest
 
 from lohp_jax.data import digits
 from lohp_jax.data.images import ImageSet
-from lohp_jax.problems.fit_mlp import fit_mlp, init_mlp
+from lohp_jax.problems.fit_mlp import fit_mlp
 
 FAMILY = fit_mlp(num_examples=50, hidden=4)
 SIZE = 4 * 64 + 4 + 10 * 4 + 10
@@ -38,7 +38,7 @@ def test_the_published_network():
 
 
 def test_starts_are_after_glorot():
-    x = np.asarray(init_mlp(jax.random.key(0), (64, 20, 10)))
+    x = np.asarray(fit_mlp().init(jax.random.key(0)))
     first, second = np.split(x, [20 + 64 * 20])
     limits = np.sqrt(6 / 84), np.sqrt(6 / 30)
     for layer, width, limit in ((first, 20, limits[0]), (second, 10, limits[1])):

@@ -6,9 +6,8 @@ import re
 
 import pytest
 
-from lohp_jax.policy.hybrid import HybridConfig
 from lohp_jax.networks.policy import NetworkConfig
-from lohp_jax.tasks import FAMILIES
+from lohp_jax.policy.hybrid import HybridConfig
 from lohp_jax.runs.config import (
     METHODS,
     EvaluationConfig,
@@ -20,6 +19,7 @@ from lohp_jax.runs.config import (
     resolve,
     to_json,
 )
+from lohp_jax.tasks import FAMILIES
 
 EVERYTHING_SET = RunConfig(
     family="digits_partitions",

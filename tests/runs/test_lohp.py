@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from lohp_jax.methods.setting import family_of
 
 from lohp_jax.runs import lohp as runs
 from lohp_jax.runs.config import (
@@ -20,7 +21,6 @@ from lohp_jax.runs.config import (
     resolve,
     to_json,
 )
-from lohp_jax.methods.setting import family_of
 from lohp_jax.trajectories.store import create
 
 CONFIG = RunConfig(methods=("lohp",), prepare=PrepareConfig(num_tasks=4, optimizers=("sgd",)))

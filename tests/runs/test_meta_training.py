@@ -11,9 +11,10 @@ import pytest
 from lohp_jax.optimizers.meta import Unroll
 from lohp_jax.optimizers.small import Rate, pack_rate
 from lohp_jax.runs import meta_training as meta
-from lohp_jax.training import checkpoint, metrics
 from lohp_jax.runs.config import from_json
-from lohp_jax.runs.meta_training import MetaConfig, meta_train
+from lohp_jax.runs.meta import meta_train
+from lohp_jax.runs.meta_training import MetaConfig
+from lohp_jax.training import checkpoint, metrics
 
 CONFIG = MetaConfig(
     families=("prototypes", "teacher"),
@@ -65,7 +66,7 @@ def whole(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         use_toys(patch)
         chunks = []
-        state = meta_train(CONFIG, directory, on_chunk=lambda s, p: chunks.append(p))
+        state = meta_train(CONFIG, directory, on_progress=chunks.append)
     return directory, state, chunks
 
 
@@ -85,12 +86,12 @@ def test_run_leaves_checkpoints_and_metrics(whole):
 
 @pytest.mark.parametrize("stop_at", [2, 4, 6])
 def test_interrupted_and_resumed_gives_the_same_bits(whole, tmp_path, stop_at):
-    def interrupt(state, progress):
+    def interrupt(progress):
         if progress.step == stop_at:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        meta_train(CONFIG, tmp_path, on_chunk=interrupt)
+        meta_train(CONFIG, tmp_path, on_progress=interrupt)
     assert checkpoint.latest_step(tmp_path / "checkpoints" / "meta") == stop_at
     assert leaves(meta_train(CONFIG, tmp_path)) == leaves(whole[1])
     lines = [metrics.read_lines(d / "metrics.jsonl", "meta") for d in (tmp_path, whole[0])]

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from lohp_jax import cli
-from lohp_jax.runs import solve as solve_runs
 from lohp_jax.diffusion.config import DiffusionConfig
-from lohp_jax.networks.denoiser import DenoiserConfig
 from lohp_jax.evaluation import solve_plots
 from lohp_jax.generation import generate
+from lohp_jax.networks.denoiser import DenoiserConfig
 from lohp_jax.problems import make_problem
+from lohp_jax.runs import solve as solve_runs
 from lohp_jax.types import Generator
 
 TINY = solve_runs.SolveConfig(
@@ -202,7 +202,7 @@ def test_batches_shrink_with_what_they_hold():
         shapes = jax.eval_shape(jax.vmap(family.sample), jax.random.split(jax.random.key(0), 2))
         return solve_runs.batch_size(config, family, shapes)
 
-    digits = dataclasses.replace(solve_runs.preset("digits_mlp"), num_samples=32)
+    digits = dataclasses.replace(solve_runs.preset("fit_mlp"), num_samples=32)
     assert batch(solve_runs.preset("ackley_2")) == 256
     assert 1 < batch(digits) < 64
     twice = batch(dataclasses.replace(digits, num_samples=64))
@@ -276,8 +276,8 @@ def test_an_interrupted_training_goes_on(tmp_path):
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            solve_runs.trained_generator(tmp_path / "parts", config, interrupt)
-    parts = solve_runs.trained_generator(tmp_path / "parts", config, interrupt)
+            solve_runs.trained_generator(tmp_path / "parts", config, on_progress=interrupt)
+    parts = solve_runs.trained_generator(tmp_path / "parts", config, on_progress=interrupt)
     jax.tree.map(np.testing.assert_array_equal, parts.params, whole.params)
     lines = [
         [(line["method"], line["step"]) for line in map(json.loads, path.open())]

@@ -4,8 +4,6 @@ The problem is a toy: six numbers, pulled towards those of each example. Run as 
 trains until it is killed.
 """
 
-import contextlib
-import dataclasses
 import errno
 import json
 import os
@@ -13,85 +11,93 @@ import pathlib
 import signal
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from lohp_jax.methods.setting import Dataset, Frame
-from lohp_jax.networks.policy import PolicyNetwork
-from lohp_jax.policy.hybrid import HybridConfig, Policy
-from lohp_jax.runs.config import PrepareConfig, RunConfig, TrainingConfig, resolve
 from lohp_jax.training import checkpoint, metrics
-from lohp_jax.training import engine as loop
-from lohp_jax.training.engine import DivergedError, num_updates, train
-from lohp_jax.types import TaskFamily
-
-CONFIG = resolve(
-    RunConfig(
-        prepare=PrepareConfig(num_steps=4),
-        training=TrainingConfig(
-            compression=2, updates=12, batch_size=4, log_every=2, checkpoint_every=4
-        ),
-    )
+from lohp_jax.training.engine import (
+    DivergedError,
+    Saving,
+    Training,
+    each_step,
+    silent,
+    step_keys,
+    train,
 )
 
-
-def with_training(**values):
-    return dataclasses.replace(CONFIG, training=dataclasses.replace(CONFIG.training, **values))
-
-
-def sample(key, split="train"):
-    return {"x": jax.random.normal(key, (3,))}
-
-
-def noisy_context(data, key):
-    return {"x": data["x"] + 0.1 * jax.random.normal(key, (3,))}
-
-
-def init_network(key, context):
-    return {"w": jax.random.normal(key, (3,)), "b": jnp.zeros(3)}
+NAME, UPDATES = "toy", 12
+BESIDE = {"unit": {"w": jnp.float32(2)}, "kind": jnp.int32(1)}
+CONFIG = {"updates": UPDATES, "sizes": [1, 2]}
+OPTIMIZER = optax.adam(0.02)
+RNG = np.random.default_rng(0)
+DATASET = {
+    "x": jnp.asarray(RNG.normal(size=(5, 3)), jnp.float32),
+    "y": jnp.asarray(RNG.normal(size=(5, 3)), jnp.float32),
+    "spoils": jnp.zeros(5, bool),
+}
 
 
-FAMILY = TaskFamily(sample, None, None, None, noisy_context)
-POLICY = Policy(PolicyNetwork(init_network, None, None, None), None, HybridConfig(), 2)
-FRAME = Frame({"w": jnp.ones(2)}, {"w": jnp.float32(2)}, jnp.int32(1))
-DATASET = Dataset(
-    jnp.asarray(np.random.default_rng(0).normal(size=(5, 3, 1, 3)), jnp.float32),
-    jnp.arange(5) % 2,
-    {"x": jnp.asarray(np.random.default_rng(1).normal(size=(5, 3)), jnp.float32)},
-)
+class State(NamedTuple):
+    params: dict
+    opt_state: optax.OptState
+    step: jax.Array
 
 
-def objective(params, example, key):
+def fresh_state():
+    params = {"w": jax.random.normal(jax.random.key(1), (3,)), "b": jnp.zeros(3)}
+    return State(params, OPTIMIZER.init(params), jnp.int32(0))
+
+
+def draw_one(step):
+    keys = step_keys(jax.random.key(2), step, 4)
+    return {"index": jax.vmap(lambda key: jax.random.randint(key, (), 0, 5))(keys), "key": keys}
+
+
+def toy_loss(params, example, key):
     noise = 0.1 * jax.random.normal(key, (3,))
-    error = params["w"] * example.context["x"] + params["b"] + noise - example.tokens[-1, 0]
+    error = params["w"] * example["x"] + params["b"] + noise - example["y"]
     moved = {"progress": jnp.sum(params["b"] ** 2), "cosine": jnp.float32(1.0)}
     return jnp.sum(error**2), {**moved, "error": jnp.abs(error)}
 
 
-@contextlib.contextmanager
-def replaced(name, value):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, name, value)
-        yield
+def make_update(loss):
+    def update(state, batch, dataset, axis_name=None):
+        def mean_loss(params):
+            examples = jax.tree.map(lambda leaf: leaf[batch["index"]], dataset)
+            losses, info = jax.vmap(loss, (None, 0, 0))(params, examples, batch["key"])
+            return losses.mean(), jax.tree.map(lambda leaf: leaf.mean(axis=0), info)
+
+        (value, info), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        if axis_name is not None:
+            value, info, grads = jax.lax.pmean((value, info, grads), axis_name)
+        steps, opt_state = OPTIMIZER.update(grads, state.opt_state)
+        values = {"loss": value, "gradient_norm": optax.tree.norm(grads), **info}
+        return State(optax.apply_updates(state.params, steps), opt_state, state.step + 1), values
+
+    return update
 
 
-def run(directory, config=CONFIG, *, objective=objective, dataset=DATASET, **options):
+def make_training(
+    *, name=NAME, loss=toy_loss, dataset=DATASET, draw_one=draw_one, updates=UPDATES, **options
+):
+    options = {"log_every": 2, "replicated": (dataset,)} | options
+    return Training(name, fresh_state, make_update(loss), each_step(draw_one), updates, **options)
+
+
+def run(directory, *, checkpoint_every=4, on_progress=silent, strategy="jit", **options):
     directory.mkdir(exist_ok=True)
-    with replaced("make_objective", lambda *_: objective):
-        return train(
-            config,
-            FAMILY,
-            POLICY,
-            FRAME,
-            dataset,
-            directory,
-            options.pop("method", "lohp"),
-            key=jax.random.key(3),
-            **options,
-        )
+    saving = Saving(directory, checkpoint_every, CONFIG, BESIDE)
+    training = make_training(**options)
+    return train(training, strategy=strategy, saving=saving, on_progress=on_progress)
+
+
+def template(state):
+    return {"state": state, **BESIDE}
 
 
 def lines(directory):
@@ -111,10 +117,9 @@ def assert_same_run(directory, state, expected):
     whole_directory, whole_state = expected
     assert_identical(state, whole_state)
     assert lines(directory) == lines(whole_directory)
-    folders = [d / "checkpoints" / "lohp" for d in (directory, whole_directory)]
+    folders = [d / "checkpoints" / NAME for d in (directory, whole_directory)]
     assert checkpoint.all_steps(folders[0]) == checkpoint.all_steps(folders[1])
-    template = {"state": state, "frame": FRAME}
-    saved, whole = (checkpoint.restore(folder, template)[1] for folder in folders)
+    saved, whole = (checkpoint.restore(folder, template(state))[1] for folder in folders)
     assert_identical(saved, whole)
 
 
@@ -126,23 +131,23 @@ def whole(tmp_path_factory):
 
 def test_a_run_leaves_metrics_checkpoints_and_its_last_state(whole):
     directory, state = whole
-    folder = directory / "checkpoints" / "lohp"
+    folder = directory / "checkpoints" / NAME
     assert state.step == 12
     assert checkpoint.all_steps(folder) == [4, 8, 12]
-    _, saved = checkpoint.restore(folder, {"state": state, "frame": FRAME})
-    assert_identical(saved, {"state": state, "frame": FRAME})
+    _, saved = checkpoint.restore(folder, template(state))
+    assert_identical(saved, template(state))
+    assert checkpoint.read_config(folder) == CONFIG
     found = lines(directory)
     assert [line["step"] for line in found] == [2, 4, 6, 8, 10, 12]
     assert found[-1]["loss"] < found[0]["loss"]
     assert set(found[0]) == {
-        *("method", "step", "updates_per_second", "loss", "gradient_norm", "gradient_snr"),
+        *("method", "step", "updates_per_second", "loss", "gradient_norm"),
         *("progress", "cosine", "error", "frozen"),
     }
 
 
 def test_metrics_are_means_over_their_chunk(whole, tmp_path):
-    fine = with_training(log_every=1)
-    run(tmp_path / "fine", fine)
+    run(tmp_path / "fine", log_every=1)
     for position, line in enumerate(lines(whole[0])):
         pair = lines(tmp_path / "fine")[2 * position : 2 * position + 2]
         np.testing.assert_allclose(line["loss"], np.mean([one["loss"] for one in pair]), rtol=1e-6)
@@ -155,7 +160,7 @@ def test_progress_is_reported_after_each_chunk(tmp_path, whole):
     seen = []
     run(tmp_path / "run", on_progress=seen.append)
     assert [(at.method, at.step, at.updates) for at in seen] == [
-        ("lohp", step, 12) for step in (2, 4, 6, 8, 10, 12)
+        (NAME, step, UPDATES) for step in (2, 4, 6, 8, 10, 12)
     ]
     assert all(at.updates_per_second > 0 for at in seen)
     np.testing.assert_allclose(
@@ -180,7 +185,7 @@ def test_interrupted_run_is_saved_and_goes_on(whole, tmp_path, after):
     directory = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         run(directory, on_progress=Stop(after))
-    assert checkpoint.latest_step(directory / "checkpoints" / "lohp") == 2 * after
+    assert checkpoint.latest_step(directory / "checkpoints" / NAME) == 2 * after
     state = run(directory)
     assert_identical(state, whole[1])
     assert lines(directory) == lines(whole[0])
@@ -202,7 +207,7 @@ def test_run_that_died_goes_on_from_its_checkpoint(whole, tmp_path, after):
         run(directory, on_progress=Stop(after, MemoryError))
     assert len(lines(directory)) == after
     expected = {1: None, 3: 4, 5: 8}[after]
-    assert checkpoint.latest_step(directory / "checkpoints" / "lohp") == expected
+    assert checkpoint.latest_step(directory / "checkpoints" / NAME) == expected
     assert_same_run(directory, run(directory), whole)
 
 
@@ -241,42 +246,19 @@ def test_killed_run_goes_on_from_its_checkpoint(whole, tmp_path):
     )
     assert script.returncode == -signal.SIGKILL, script.stderr
     assert [line["step"] for line in lines(directory)] == [2, 4, 6]
-    assert checkpoint.latest_step(directory / "checkpoints" / "lohp") == 4
+    assert checkpoint.latest_step(directory / "checkpoints" / NAME) == 4
     assert_same_run(directory, run(directory), whole)
 
 
 def test_other_methods_lines_survive_a_resume(tmp_path):
     directory = tmp_path / "run"
-    run(directory, method="cloning")
+    run(directory, name="other")
     with pytest.raises(MemoryError):
         run(directory, on_progress=Stop(3, MemoryError))
     run(directory)
-    for method in ("cloning", "lohp"):
+    for method in ("other", NAME):
         steps = [line["step"] for line in metrics.read_lines(directory / "metrics.jsonl", method)]
         assert steps == [2, 4, 6, 8, 10, 12]
-
-
-def test_start_from_given_params(tmp_path):
-    params = {"w": jnp.full(3, 0.5), "b": jnp.ones(3)}
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "run", params=params, on_progress=Stop(1))
-    _, saved = checkpoint.restore(
-        tmp_path / "run" / "checkpoints" / "lohp", {"state": fresh_state(), "frame": FRAME}
-    )
-    np.testing.assert_allclose(saved["state"].params["b"], 1, atol=0.1)
-    whole = run(tmp_path / "whole", params=params)
-    assert_identical(run(tmp_path / "run", params=params), whole)
-
-
-def fresh_state():
-    return loop.initial_state(CONFIG, FAMILY, POLICY, "lohp", jax.random.key(0))
-
-
-def test_consolidation_takes_half_as_many_updates(tmp_path):
-    assert num_updates(CONFIG, "lohp") == 12
-    assert num_updates(CONFIG, "lohp_consolidated") == 6
-    assert num_updates(with_training(updates=1), "lohp_consolidated") == 1
-    assert run(tmp_path / "run", method="lohp_consolidated").step == 6
 
 
 BAD = {
@@ -296,47 +278,64 @@ def test_divergence_stops_with_the_last_good_state(tmp_path, spoiled_by, update,
     """One update draws an example that spoils its loss or its gradient."""
 
     def spoiled(params, example, key):
-        loss, info = objective(params, example, key)
-        return BAD[spoiled_by](loss, params, example.optimizer < 0), info
+        loss, info = toy_loss(params, example, key)
+        return BAD[spoiled_by](loss, params, example["spoils"]), info
 
-    def draw_bad(key, dataset, first_step, *, num_steps, batch_size):
-        batch = draw(key, dataset, first_step, num_steps=num_steps, batch_size=batch_size)
-        step = first_step + jnp.arange(num_steps)[:, None]
-        return batch._replace(index=jnp.where(step == update - 1, 5, batch.index % 5))
+    def draw_bad(step):
+        batch = draw_one(step)
+        return batch | {"index": jnp.where(step == update - 1, 5, batch["index"])}
 
-    bad_row = jax.tree.map(lambda leaf: leaf[:1], DATASET)._replace(optimizer=jnp.array([-1]))
+    bad_row = jax.tree.map(lambda leaf: leaf[:1], DATASET) | {"spoils": jnp.array([True])}
     dataset = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), DATASET, bad_row)
-    draw, directory = loop.draw_batches, tmp_path / "run"
-    message = (
-        rf"lohp: .* at update {update}; the state of update {good} is saved\..*another run "
-        "directory.*lower training.learning_rate"
-    )
-    with replaced("draw_batches", draw_bad), pytest.raises(DivergedError, match=message):
-        run(directory, objective=spoiled, dataset=dataset)
-    folder = directory / "checkpoints" / "lohp"
-    step, saved = checkpoint.restore(folder, {"state": fresh_state(), "frame": FRAME})
+    directory = tmp_path / "run"
+    options = {"loss": spoiled, "dataset": dataset, "draw_one": draw_bad}
+    message = rf"^toy: .* at update {update}; the state of update {good} is saved\. Rest a while\.$"
+    with pytest.raises(DivergedError, match=message):
+        run(directory, advice="Rest a while.", **options)
+    folder = directory / "checkpoints" / NAME
+    step, saved = checkpoint.restore(folder, template(fresh_state()))
     assert step == saved["state"].step == good
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved["state"]))
-    logged = metrics.read_lines(directory / "metrics.jsonl", "lohp")
+    logged = metrics.read_lines(directory / "metrics.jsonl", NAME)
     assert [line["step"] for line in logged] == list(range(2, good + 1, 2))
-    assert run(directory).step == 12  # without the bad example
+    assert run(directory).step == UPDATES  # without the bad example
+    with pytest.raises(
+        DivergedError, match=rf"^toy: .* at update {update}\. Lower the learning rate"
+    ):
+        train(make_training(**options))
+
+
+def test_training_in_memory_is_that_on_disk(whole):
+    states, seen = [], []
+    state = train(make_training(), on_state=states.append, on_progress=seen.append)
+    assert_identical(state, whole[1])
+    assert [int(state.step) for state in states] == [2, 4, 6, 8, 10, 12]
+    assert_identical(states[-1], state)
+    assert [at.metrics["frozen"] for at in seen] == [line["frozen"] for line in lines(whole[0])]
+
+
+@pytest.mark.parametrize("name", ["updates", "log_every"])
+def test_numbers_below_one_are_refused(name):
+    with pytest.raises(ValueError, match=rf"toy: {name} must be at least 1, got 0"):
+        make_training(**{name: 0})
+
+
+def test_checkpoints_fall_on_the_chunk_that_reaches_their_step(tmp_path):
+    run(tmp_path / "run", log_every=5, checkpoint_every=4)
+    assert checkpoint.all_steps(tmp_path / "run" / "checkpoints" / NAME) == [5, 10, 12]
+    with pytest.raises(ValueError, match="checkpoint_every must be at least 1, got 0"):
+        run(tmp_path / "run", checkpoint_every=0)
 
 
 @pytest.mark.parametrize("log_every, shapes", [(4, 1), (5, 2)])
-def test_each_shape_compiles_once(tmp_path, log_every, shapes):
+def test_each_shape_compiles_once(log_every, shapes):
     traced = []
 
-    def counted(update):
-        def counting(*args, **kwargs):
-            traced.append(None)
-            return update(*args, **kwargs)
+    def counted(*args):
+        traced.append(None)
+        return toy_loss(*args)
 
-        return actual(counting)
-
-    actual = loop.scan_updates
-    config = with_training(log_every=log_every, checkpoint_every=log_every)
-    with replaced("scan_updates", counted):
-        assert run(tmp_path / "run", config).step == 12
+    assert train(make_training(loss=counted, log_every=log_every)).step == UPDATES
     assert len(traced) == shapes
 
 
@@ -344,7 +343,7 @@ def test_each_shape_compiles_once(tmp_path, log_every, shapes):
 def test_strategies_give_the_same_run(whole, tmp_path, strategy):
     state = run(tmp_path / "run", strategy=strategy)
     np.testing.assert_allclose(state.params["w"], whole[1].params["w"], rtol=1e-5)
-    assert checkpoint.latest_step(tmp_path / "run" / "checkpoints" / "lohp") == 12
+    assert checkpoint.latest_step(tmp_path / "run" / "checkpoints" / NAME) == 12
 
 
 def test_frozen_policy_raises_the_alarm(tmp_path):
@@ -352,11 +351,11 @@ def test_frozen_policy_raises_the_alarm(tmp_path):
         moved = {"progress": jnp.float32(0.05), "cosine": jnp.float32(1.0)}
         return jnp.sum(params["b"] - 1.0), moved
 
-    run(tmp_path / "run", objective=frozen)
+    run(tmp_path / "run", loss=frozen)
     assert [line["frozen"] for line in lines(tmp_path / "run")] == [False] + 5 * [True]
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", objective=frozen, on_progress=Stop(3))
-    run(tmp_path / "cut", objective=frozen)
+        run(tmp_path / "cut", loss=frozen, on_progress=Stop(3))
+    run(tmp_path / "cut", loss=frozen)
     assert lines(tmp_path / "cut") == lines(tmp_path / "run")
 
 
@@ -371,7 +370,7 @@ def test_full_disk_keeps_the_checkpoints_before(whole, tmp_path):
         patch.setattr(checkpoint, "save", full)
         with pytest.raises(OSError, match="No space left"):
             run(directory)
-    assert checkpoint.all_steps(directory / "checkpoints" / "lohp") == [4]
+    assert checkpoint.all_steps(directory / "checkpoints" / NAME) == [4]
     assert_same_run(directory, run(directory), whole)
 
 

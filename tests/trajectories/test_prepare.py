@@ -1,19 +1,22 @@
-"""Every optimizer sees the same tasks from the same starts, however often the work was cut off."""
+"""Every teacher sees the same tasks from the same starts, however often the work was cut off."""
 
 import dataclasses
 import errno
 import functools
 import os
 import shutil
+from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lohp_jax.optimizers import make_optimizer
 from lohp_jax.trajectories import prepare as module
-from lohp_jax.trajectories.prepare import perturb, prepare
+from lohp_jax.trajectories.prepare import perturb, prepare, template
 from lohp_jax.trajectories.rollout import rollout
 from lohp_jax.trajectories.store import open_store
 from lohp_jax.types import TaskFamily
@@ -39,17 +42,16 @@ def loss(params, data, key):
 FAMILY = TaskFamily(sample, init, loss, None, None)
 
 
-def run(directory, *, family=FAMILY, config=None, **changes):
+def run(directory, teachers=("sgd:0.1", "adam:0.1"), *, family=FAMILY, **changes):
     settings = {
         "theta_0": THETA_0,
-        "optimizers": ("sgd:0.1", "adam:0.1"),
         "num_tasks": NUM_TASKS,
         "num_steps": NUM_STEPS,
-        "start": "shared",
-        "start_noise": 0.01,
         "key": jax.random.key(0),
+        "directory": directory,
+        "config": {"name": "toy"},
     }
-    return prepare(family, directory, config or {"name": "toy"}, **(settings | changes))
+    return prepare(family, teachers, **(settings | changes))
 
 
 @pytest.fixture(autouse=True)
@@ -69,9 +71,9 @@ def files(directory):
     return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
 
-def of_optimizer(store, index):
+def of_teacher(store, index):
     loaded = store.load()
-    return jax.tree.map(lambda leaf: leaf[loaded["optimizer"] == index], loaded)
+    return jax.tree.map(lambda leaf: leaf[loaded["teacher"] == index], loaded)
 
 
 def test_all_trajectories_are_there(whole):
@@ -80,12 +82,12 @@ def test_all_trajectories_are_there(whole):
     assert len(whole.shards()) == 6
     assert loaded["states"]["w"].shape == (2 * NUM_TASKS, NUM_STEPS + 1, 1, 2)
     assert loaded["losses"].shape == (2 * NUM_TASKS, NUM_STEPS + 1)
-    assert loaded["optimizer"].tolist() == [0] * NUM_TASKS + [1] * NUM_TASKS
+    assert loaded["teacher"].tolist() == [0] * NUM_TASKS + [1] * NUM_TASKS
     assert not loaded["data"]["held_out"].any()
 
 
-def test_optimizers_see_the_same_tasks_and_starts(whole):
-    first, second = (of_optimizer(whole, index) for index in (0, 1))
+def test_teachers_see_the_same_tasks_and_starts(whole):
+    first, second = (of_teacher(whole, index) for index in (0, 1))
     np.testing.assert_array_equal(first["data"]["target"], second["data"]["target"])
     for name in THETA_0:
         start, other = first["states"][name][:, 0], second["states"][name][:, 0]
@@ -98,7 +100,7 @@ def test_optimizers_see_the_same_tasks_and_starts(whole):
 @pytest.mark.parametrize("index, name", [(0, "sgd:0.1"), (1, "adam:0.1")])
 def test_a_trajectory_is_the_roll_out_of_its_task(whole, index, name):
     task = 9  # in the last shard, which is not full
-    stored = jax.tree.map(lambda leaf: leaf[task], of_optimizer(whole, index))
+    stored = jax.tree.map(lambda leaf: leaf[task], of_teacher(whole, index))
     task_key, start_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(0), task), 3)
     data, start = sample(task_key), perturb(THETA_0, start_key, scale=0.01)
     expected = rollout(FAMILY, make_optimizer(name), data, start, loss_key, num_steps=NUM_STEPS)
@@ -140,7 +142,7 @@ def test_progress_counts_to_the_end(tmp_path):
     assert seen == [(done, 20) for done in (4, 8, 10, 14, 18, 20)]
 
 
-def test_each_optimizer_compiles_once(tmp_path, monkeypatch):
+def test_each_teacher_compiles_once(tmp_path, monkeypatch):
     traced, actual = [], module._run
 
     @functools.wraps(actual)
@@ -164,7 +166,7 @@ def test_diverged_runs_are_dropped_and_counted(tmp_path):
     assert 0 < good.sum() < NUM_TASKS
     assert (len(store), store.num_dropped) == (2 * good.sum(), 2 * (NUM_TASKS - good.sum()))
     for index in (0, 1):
-        kept = of_optimizer(store, index)
+        kept = of_teacher(store, index)
         np.testing.assert_allclose(kept["data"]["target"], targets[good], rtol=1e-6)
         assert np.isfinite(kept["losses"]).all()
 
@@ -174,17 +176,17 @@ def task_keys():
     return [jax.random.split(key, 3)[0] for key in keys]
 
 
-@pytest.mark.parametrize("optimizers", [("sgd:1e6",), ("sgd:0.1", "sgd:1e30")])
-def test_all_diverged(tmp_path, optimizers):
-    with pytest.raises(ValueError, match=rf"all 10 runs of {optimizers[-1]} diverged; lower"):
-        run(tmp_path / "store", optimizers=optimizers)
+@pytest.mark.parametrize("teachers", [("sgd:1e6",), ("sgd:0.1", "sgd:1e30")])
+def test_all_diverged(tmp_path, teachers):
+    with pytest.raises(ValueError, match=r"all 10 runs of teacher 'sgd.*' diverged; lower"):
+        run(tmp_path / "store", teachers)
     with pytest.raises(ValueError, match="diverged"):  # and again, without computing anything
-        run(tmp_path / "store", optimizers=optimizers)
+        run(tmp_path / "store", teachers)
 
 
 def test_shared_starts_are_noisy_copies(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_LARGEST_SHARD", 400)
-    store = run(tmp_path / "store", num_tasks=400, start_noise=0.1, optimizers=("sgd:0.1",))
+    store = run(tmp_path / "store", ["sgd:0.1"], num_tasks=400, start_noise=0.1)
     starts = store.load()["states"]
     for name, expected in THETA_0.items():
         deviation = starts[name][:, 0] - np.asarray(expected)[None]
@@ -195,16 +197,14 @@ def test_shared_starts_are_noisy_copies(tmp_path, monkeypatch):
 
 
 def test_no_noise_is_theta_0(tmp_path):
-    starts = run(tmp_path / "store", start_noise=0.0, optimizers=("sgd:0.1",)).load()["states"][
-        "w"
-    ][:, 0]
+    starts = run(tmp_path / "store", ["sgd:0.1"], start_noise=0.0).load()["states"]["w"][:, 0]
     np.testing.assert_array_equal(starts, np.broadcast_to(THETA_0["w"], starts.shape))
 
 
 def test_independent_starts_are_fresh(tmp_path):
     store = run(tmp_path / "store", start="independent")
-    starts = of_optimizer(store, 0)["states"]["w"][:, 0]
-    np.testing.assert_array_equal(starts, of_optimizer(store, 1)["states"]["w"][:, 0])
+    starts = of_teacher(store, 0)["states"]["w"][:, 0]
+    np.testing.assert_array_equal(starts, of_teacher(store, 1)["states"]["w"][:, 0])
     assert len(np.unique(starts.reshape(NUM_TASKS, -1), axis=0)) == NUM_TASKS
     _, start_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(0), 3), 3)
     np.testing.assert_allclose(starts[3], init(start_key)["w"], rtol=1e-6)
@@ -213,8 +213,8 @@ def test_independent_starts_are_fresh(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"start": "share"}, "start must be 'shared' or 'independent', got 'share'"),
-        ({"optimizers": ("sgdd",)}, "got 'sgdd'; did you mean 'sgd'"),
+        ({"start": "share"}, "prepare: start must be one of .* got 'share'"),
+        ({"teachers": ("sgdd",)}, "got 'sgdd'; did you mean 'sgd'"),
     ],
 )
 def test_bad_settings_write_nothing(tmp_path, changes, message):
@@ -225,7 +225,7 @@ def test_bad_settings_write_nothing(tmp_path, changes, message):
 
 def test_another_config_is_refused(whole):
     before = files(whole._directory)
-    with pytest.raises(ValueError, match=r'config.name = "toy", asked for is "other"'):
+    with pytest.raises(ValueError, match=r"config\.name is 'toy' there and 'other' here"):
         run(whole._directory, config={"name": "other"})
     assert files(whole._directory) == before
 
@@ -247,3 +247,101 @@ def test_full_disk_keeps_what_was_written(whole, tmp_path, monkeypatch):
     assert len(open_store(tmp_path / "store").shards()) == 1
     run(tmp_path / "store")
     assert files(tmp_path / "store") == files(whole._directory)
+
+
+def test_memory_keeps_what_the_disk_keeps(whole):
+    seen = []
+    store = run(None, on_progress=lambda done, total: seen.append(done))
+    assert (store.shards(), len(store), store.config) == (whole.shards(), len(whole), whole.config)
+    chex.assert_trees_all_equal(store.load(), whole.load())
+    chex.assert_trees_all_equal(store.read(13), whole.read(13))
+    assert seen == [4, 8, 10, 14, 18, 20]
+
+
+class Net(NamedTuple):
+    layers: Any
+    scale: Any = None
+
+
+def nested_family():
+    """The toy family with params and data of tuples, NamedTuples and None."""
+
+    def to_toy(net):
+        (w, _), b = net.layers
+        return {"w": w, "b": b}
+
+    return TaskFamily(
+        sample=lambda key, split="train": (sample(key, split), [None]),
+        init=lambda key: Net([(init(key)["w"], None), init(key)["b"]]),
+        loss=lambda params, data, key: loss(to_toy(params), data[0], key),
+        evaluate=None,
+        context=None,
+    )
+
+
+def test_params_and_data_of_any_structure(whole, tmp_path):
+    theta_0 = Net([(THETA_0["w"], None), THETA_0["b"]])
+    settings = {"family": nested_family(), "theta_0": theta_0, "start_noise": 0.0}
+    store = run(tmp_path / "store", "sgd:0.1", **settings)
+    plain = run(None, "sgd:0.1", start_noise=0.0).load()
+    like = template(nested_family(), theta_0, NUM_STEPS)
+    for each in (
+        store,
+        open_store(tmp_path / "store", like),
+        run(tmp_path / "store", "sgd:0.1", **settings),
+    ):
+        loaded = each.load()
+        assert jax.tree.structure(loaded["states"]) == jax.tree.structure(theta_0)
+        assert jax.tree.structure(loaded["data"]) == jax.tree.structure(
+            ({"target": 0, "held_out": 0}, [None])
+        )
+        np.testing.assert_array_equal(loaded["states"].layers[0][0], plain["states"]["w"])
+        np.testing.assert_array_equal(loaded["data"][0]["target"], plain["data"]["target"])
+
+
+def test_a_template_is_the_shape_of_what_is_stored(whole):
+    like, one = template(FAMILY, THETA_0, NUM_STEPS), whole.read(0)
+    jax.tree.map(lambda a, b: chex.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)), like, one)
+
+
+def test_data_with_keys_is_refused_before_anything_runs(tmp_path):
+    family = dataclasses.replace(FAMILY, sample=lambda key, split: sample(key) | {"key": key})
+    with pytest.raises(ValueError, match="data/key holds PRNG keys"):
+        run(tmp_path / "store", family=family)
+    assert not (tmp_path / "store").exists()
+
+
+def test_transformations_are_teachers(whole):
+    chain = optax.chain(optax.scale(1.0), optax.sgd(0.1))
+    store = run(None, ["sgd:0.1", chain, ("mine", optax.adam(0.1))])
+    assert store.config["teachers"] == ["sgd:0.1", "1", "mine"]
+    kept = [of_teacher(store, index)["states"] for index in range(3)]
+    chex.assert_trees_all_close(kept[0], of_teacher(whole, 0)["states"])
+    chex.assert_trees_all_close(kept[1], kept[0])
+    chex.assert_trees_all_close(kept[2], of_teacher(whole, 1)["states"])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"teachers": ("sgd:0.1", "adam:0.2")}, r"config\.teachers is .*0.1.* there and .*0.2"),
+        ({"teachers": ("sgd:0.1",)}, r"config\.teachers is"),
+        ({"key": jax.random.key(1)}, r"config\.key is \[0, 0\] there and \[0, 1\] here"),
+        ({"num_tasks": 9}, r"config\.num_tasks is 10 there and 9 here"),
+        ({"start": "independent"}, r"config\.start is 'shared' there"),
+    ],
+)
+def test_a_store_of_other_settings_is_refused(whole, changes, message):
+    before = files(whole._directory)
+    with pytest.raises(ValueError, match=message):
+        run(whole._directory, **changes)
+    assert files(whole._directory) == before
+
+
+def test_damage_is_found_before_going_on(whole, tmp_path):
+    shutil.copytree(whole._directory, tmp_path / "store")
+    shutil.rmtree(tmp_path / "store" / "shards" / "01-adam-000008")
+    file = tmp_path / "store" / "shards" / "00-sgd-000000" / "leaf-000.npy"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"leaf-000.npy of shard '00-sgd-000000' is damaged"):
+        run(tmp_path / "store")

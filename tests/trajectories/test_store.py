@@ -1,5 +1,6 @@
 """The store gives back what was written, survives its writer's death, and says what is damaged."""
 
+import dataclasses
 import errno
 import inspect
 import json
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tracemalloc
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,19 @@ import pytest
 
 from lohp_jax.trajectories import store as store_lib
 from lohp_jax.trajectories.store import create, open_store, take_states
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Weights:
+    matrix: Any
+    name: str = dataclasses.field(metadata={"static": True})
+
 
 CONFIG = {"family": "digits_5way", "seed": 3, "teacher": {"name": "adam", "rates": (0.1, 0.01)}}
 
@@ -117,13 +132,103 @@ def test_header_says_what_is_in_the_directory(written):
 def test_a_shard_whose_runs_were_all_dropped_counts_as_done(tmp_path):
     store = create(tmp_path, CONFIG)
     store.write("0000", batch(0, 0), num_dropped=3)
-    with pytest.raises(ValueError, match=r"found none in its 1 shards \(3 runs were dropped\)"):
+    with pytest.raises(ValueError, match=r"found none in 1 shards \(3 runs were dropped\)"):
         store.load()
     store.write("0001", batch(1))
     store = open_store(tmp_path)
     assert (len(store), store.shards(), store.num_dropped) == (3, ("0000", "0001"), 3)
     assert_equal(store.load(), batch(1))
     assert_equal(store.read(0), jax.tree.map(lambda leaf: leaf[0], batch(1)))
+
+
+def odd(seed, num_trajectories=2):
+    """Trajectories of a structure with all that a pytree may be made of."""
+    x = np.random.default_rng(seed).normal(size=(3, num_trajectories, 4)).astype(np.float32)
+    layers = [(x[0], None), {2: x[1][:, :1], 10: Pair(x[1], None)}]
+    return {
+        "states": {"layers": layers, "head": Weights(x[2].astype(np.float16), "out"), "off": {}},
+        "losses": np.int32(x[0, :, 0] > 0),
+    }
+
+
+def like(tree):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
+
+
+@pytest.mark.parametrize("on_disk", [True, False], ids=["disk", "memory"])
+def test_a_template_gives_back_any_pytree(tmp_path, on_disk):
+    store = create(tmp_path if on_disk else None, CONFIG, like(odd(0)))
+    for name, tree in [("b", odd(1, 3)), ("a", odd(0)), ("c", odd(2, 0))]:
+        store.write(name, tree, num_dropped=1)
+    expected = join(odd(0), odd(1, 3))
+    for each in [store, open_store(tmp_path, like(odd(0)))] if on_disk else [store]:
+        assert_equal(each.load(), expected)
+        assert_equal(each.shard("b"), odd(1, 3))
+        assert_equal(each.read(4), jax.tree.map(lambda leaf: leaf[4], expected))
+        assert (len(each), each.num_dropped, each.shards()) == (5, 3, ("a", "b", "c"))
+        assert not any(leaf.flags.writeable for leaf in jax.tree.leaves(each.shard("a")))
+        each.verify()
+    assert (
+        sorted(path.name for path in tmp_path.iterdir()) == ["header.json", "shards"][: 2 * on_disk]
+    )
+
+
+def test_without_a_template_leaves_are_named_by_their_path(tmp_path):
+    tree = odd(0)
+    create(tmp_path, {}).write("a", tree)
+    (pair, named), head = tree["states"]["layers"], tree["states"]["head"]
+    expected = {
+        "losses": tree["losses"],
+        "states": {
+            "head": {"matrix": head.matrix},
+            "layers": {"0": {"0": pair[0]}, "1": {"2": named[2], "10": {"first": named[10].first}}},
+        },
+    }
+    assert_equal(open_store(tmp_path).load(), expected)
+
+
+def test_a_leaf_is_found_by_its_path_wherever_the_template_has_it(tmp_path):
+    create(tmp_path, {}).write("a", {"p": Pair(first=np.ones(2), second=np.zeros(2))})
+    swapped = {"p": {"second": jax.ShapeDtypeStruct((), float), "first": np.float64(0)}}
+    store = open_store(tmp_path, swapped)
+    assert_equal(store.load(), {"p": {"first": np.ones(2), "second": np.zeros(2)}})
+
+
+@pytest.mark.parametrize(
+    "change, where, ours, theirs",
+    [
+        (lambda tree: tree | {"losses": np.zeros(2)}, "losses", "int32 []", "float64 []"),
+        (lambda tree: tree | {"more": np.zeros(2)}, "more", "nothing", "float64 []"),
+        (lambda tree: {"losses": tree["losses"]}, "states/head/matrix", "float16 [4]", "nothing"),
+        (lambda tree: tree | {"states": [np.ones((2, 3))]}, "states/0", "nothing", "float64 [3]"),
+    ],
+    ids=["dtype", "added", "missing", "other"],
+)
+def test_another_structure_than_the_templates_is_refused(tmp_path, change, where, ours, theirs):
+    def difference(template, got):
+        return re.escape(f"the template has {template} at {where}") + ".* has " + re.escape(got)
+
+    with pytest.raises(
+        ValueError, match=r"Store\.write: the template has .* at .*, this tree has "
+    ):
+        create(None, {}, like(odd(0))).write("a", change(odd(0)))
+    create(tmp_path, {}, like(odd(0))).write("a", odd(0))
+    before = contents(tmp_path)
+    for opened in (open_store, lambda path, like: create(path, {}, like)):
+        with pytest.raises(ValueError, match=difference(theirs, ours)):
+            opened(tmp_path, like(change(odd(0))))
+    assert contents(tmp_path) == before
+
+
+def test_a_template_of_keys_or_of_numbers_is_refused_before_anything_is_made(tmp_path):
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with pytest.raises(ValueError, match="create: the leaf at data/key holds PRNG keys"):
+        create(tmp_path / "store", {}, {"data": {"key": key}})
+    with pytest.raises(
+        ValueError, match="expected shapes and dtypes in the template, got float at a"
+    ):
+        create(tmp_path / "store", {}, {"a": 1.0})
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("index", [-1, 5])
@@ -318,16 +423,23 @@ def test_write_refuses_names_that_are_no_plain_file_names(tmp_path, name):
         create(tmp_path, {}).write(name, batch(0))
 
 
+class Text(str):
+    """Another key than the text it looks like."""
+
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        return self is other
+
+
 @pytest.mark.parametrize(
     "tree, message",
     [
-        (np.ones(2), r"got ndarray at \[\]"),
-        ({}, r"got dict at \[\]"),
-        ({"a": {}}, r"got dict at \['a'\]"),
-        ({"a": None}, r"got NoneType at \['a'\]"),
-        ({"a": {"b": [np.ones(2)]}}, r"got list at \['a', 'b'\]; turn a NamedTuple into a dict"),
-        ({"a": 1.0}, r"got float at \['a'\]"),
-        ({1: np.ones(2), "b": np.ones(2)}, r"expected nested dicts with str keys .* at \[1\]"),
+        (np.ones(2), "Store.write: expected a pytree .* got a leaf alone; use a dict"),
+        ({}, "expected a pytree with arrays, got {} without any"),
+        ({"a": None}, "expected a pytree with arrays, got {'a': None} without any"),
+        ({"a": {"b": [1.0, np.ones(2)]}}, "expected arrays as leaves, got float at a/b/0; make"),
+        ({Text("b"): np.ones(2), "b": np.ones(2)}, "tell its leaves apart, got two at b; use"),
         ({"a": np.float32(1)}, r"one common leading axis R, got shapes {'a': \(\)}"),
         ({"a": np.ones(2), "b": np.ones(3)}, r"got shapes {'a': \(2,\), 'b': \(3,\)}"),
         ({"a": np.array(["adam"])}, "expected numbers .* encode names as integers"),
@@ -359,7 +471,7 @@ def test_write_refuses_keys_and_says_how_to_store_them(tmp_path):
 )
 def test_write_refuses_other_leaves_than_before(written, change):
     with pytest.raises(
-        ValueError, match=r"expected the leaves of the shards before.*(losses|extra)"
+        ValueError, match=r"the shards before have .* at (losses|extra), this tree has .*; keep to"
     ):
         create(written, CONFIG).write("0002", change(batch(2)))
 
@@ -367,16 +479,16 @@ def test_write_refuses_other_leaves_than_before(written, change):
 @pytest.mark.parametrize(
     "config, message",
     [
-        (CONFIG | {"seed": 4}, r"config\.seed = 3, asked for is 4; .* another directory"),
+        (CONFIG | {"seed": 4}, r"config\.seed is 3 there and 4 here; .* another directory"),
         (
             CONFIG | {"teacher": {"name": "sgd", "rates": [0.1, 0.01]}},
-            r'config\.teacher\.name = "adam", asked for is "sgd"',
+            r"config\.teacher\.name is 'adam' there and 'sgd' here",
         ),
         (
             {key: CONFIG[key] for key in ("family", "teacher")},
-            r'config\.seed = 3, asked for is "\(absent\)"',
+            r"config\.seed is 3 there and absent here",
         ),
-        (CONFIG | {"steps": 9}, r'config\.steps = "\(absent\)", asked for is 9'),
+        (CONFIG | {"steps": 9}, r"config\.steps is absent there and 9 here"),
     ],
 )
 def test_create_refuses_another_config(written, config, message):

@@ -9,11 +9,10 @@ import numpy as np
 import optax
 import pytest
 
+from lohp_jax.networks.mlp import apply_mlp
 from lohp_jax.runs.meta_training import MetaConfig
 from lohp_jax.workloads.meta_tasks import (
     META_FAMILIES,
-    apply_mlp,
-    init_mlp,
     meta_family,
     synthetic_family,
 )
@@ -51,21 +50,6 @@ def test_labels_of_query_and_training_follow_the_same_rule(family):
     query = jnp.pad(data["query_images"], ((0, 0), (0, 1)), constant_values=1.0)
     weights = np.linalg.lstsq(np.asarray(images), np.asarray(targets), rcond=None)[0]
     assert np.mean(np.argmax(query @ weights, axis=1) == data["query_labels"]) > 0.5
-
-
-def test_network_is_its_definition():
-    params = init_mlp(KEY, (4, 5, 3))
-    x = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
-    params["layer_0"]["b"] = jnp.arange(5.0)
-    hidden = np.tanh(x @ params["layer_0"]["w"] + np.arange(5.0)[None])
-    expected = hidden @ params["layer_1"]["w"]
-    np.testing.assert_allclose(apply_mlp(params, x, jnp.tanh), expected, rtol=1e-5)
-
-
-def test_weights_start_at_one_over_root_of_inputs():
-    params = init_mlp(KEY, (400, 100, 3))
-    np.testing.assert_allclose(params["layer_0"]["w"].std(), 0.05, rtol=0.02)
-    assert not np.any(params["layer_0"]["b"])
 
 
 def test_loss_and_evaluation_are_cross_entropies(family):

@@ -7,9 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from lohp_jax.diffusion.schedule import level_features
-from lohp_jax.methods import setting as problem
 from lohp_jax.methods.setting import (
     family_of,
     make_dataset,
@@ -17,6 +14,9 @@ from lohp_jax.methods.setting import (
     make_objective,
     make_policy,
 )
+
+from lohp_jax.diffusion.schedule import level_features
+from lohp_jax.methods import setting as problem
 from lohp_jax.networks.policy import NetworkConfig
 from lohp_jax.policy.hybrid import PRESETS, Example
 from lohp_jax.runs.config import (
@@ -66,7 +66,7 @@ def stored(theta_0):
     return {
         "states": jax.tree.map(walk, theta_0),
         "losses": rng.uniform(size=(6, 5)).astype(np.float32),
-        "optimizer": np.array([0, 0, 0, 1, 1, 1], np.int32),
+        "teacher": np.array([0, 0, 0, 1, 1, 1], np.int32),
         "data": {"task": np.arange(6, dtype=np.int32)},
     }
 
@@ -119,7 +119,7 @@ def test_dataset_is_the_encoded_matched_states(store, stored, policy, matching):
             weights = jax.tree.map(lambda leaf, i=index: leaf[i], states)
             expected = policy.codec.encode(weights)
             np.testing.assert_allclose(dataset.tokens[row, place], expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(dataset.optimizer, stored["optimizer"])
+    np.testing.assert_array_equal(dataset.optimizer, stored["teacher"])
     np.testing.assert_array_equal(dataset.data["task"], np.arange(6))
 
 

@@ -1,0 +1,102 @@
+"""Lo-Hp (arXiv 2511.00543) and its presets: a policy trained by hybrid-policy sub-trajectory balance."""
+
+import dataclasses
+import functools
+
+from lohp_jax.methods.cloning import cloning_loss
+from lohp_jax.methods.common import policy_method, settings, weighted
+from lohp_jax.methods.hypernetwork import task_loss
+from lohp_jax.networks.policy import NetworkConfig
+from lohp_jax.policy.config import PRESETS, HybridConfig
+from lohp_jax.policy.hybrid import hybrid_loss
+from lohp_jax.types import Method
+
+
+def lohp(
+    *,
+    network: NetworkConfig = NetworkConfig(),
+    balance: HybridConfig = HybridConfig(),
+    anchor: float = 0.0,
+) -> Method:
+    """Lo-Hp in its well-posed form.
+
+    Args:
+      network: sizes of the policy network.
+      balance: the objective.
+      anchor: weight of the likelihood of stored transitions, added to the objective.
+
+    >>> lohp(network=NetworkConfig(widths=(16, 32))).name
+    'lohp'
+    """
+
+    def make_loss(policy, space):
+        hybrid = functools.partial(hybrid_loss, policy)
+        return weighted([(1.0, hybrid), (anchor, functools.partial(cloning_loss, policy))])
+
+    config = settings(network=network, balance=balance, anchor=anchor)
+    return policy_method("lohp", make_loss, network=network, balance=balance, config=config)
+
+
+def lohp_consolidated(
+    *,
+    network: NetworkConfig = NetworkConfig(),
+    balance: HybridConfig = HybridConfig(),
+    anchor: float = 0.0,
+    consolidation: float = 1.0,
+) -> Method:
+    """Lo-Hp, then half as many updates with the task loss of the generated weights added.
+
+    Args:
+      network: sizes of the policy network.
+      balance: the objective.
+      anchor: of the `lohp` that it starts from.
+      consolidation: weight of the task loss, which must be differentiable.
+    """
+
+    def make_loss(policy, space):
+        task = functools.partial(task_loss, policy, space.family)
+        return weighted([(1.0, functools.partial(hybrid_loss, policy)), (consolidation, task)])
+
+    return policy_method(
+        "lohp_consolidated",
+        make_loss,
+        network=network,
+        balance=balance,
+        starts_from=lohp(network=network, balance=balance, anchor=anchor),
+        share=0.5,
+        config=settings(
+            network=network, balance=balance, anchor=anchor, consolidation=consolidation
+        ),
+    )
+
+
+def lo_op(
+    *, network: NetworkConfig = NetworkConfig(), balance: HybridConfig = HybridConfig()
+) -> Method:
+    """Lo-Op, as far as the paper's name for it goes: balance on the policy's own states alone.
+
+    Args:
+      network: sizes of the policy network.
+      balance: the objective, of which the weights of both terms are replaced.
+    """
+    on_policy = dataclasses.replace(balance, off_policy=0.0, on_policy=1.0)
+    return _balanced("lo_op", network, on_policy, settings(network=network, balance=balance))
+
+
+def paper_literal(*, network: NetworkConfig = NetworkConfig()) -> Method:
+    """The objective as published, which falls short; see `PRESETS`.
+
+    Args:
+      network: sizes of the policy network.
+    """
+    return _balanced("paper_literal", network, PRESETS["paper_literal"], settings(network=network))
+
+
+def _balanced(name: str, network: NetworkConfig, balance: HybridConfig, config: dict) -> Method:
+    return policy_method(
+        name,
+        lambda policy, space: functools.partial(hybrid_loss, policy),
+        network=network,
+        balance=balance,
+        config=config,
+    )

@@ -1,0 +1,163 @@
+"""Training of a method on stored trajectories: one pure update, and the engine around it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from lohp_jax.methods.step import TrainState, draw_batches, example_at, make_optimizer, make_update
+from lohp_jax.training import engine
+from lohp_jax.training.distributed import Strategy
+from lohp_jax.trajectories.dataset import Dataset
+from lohp_jax.types import Example, Method, PyTree, Space
+
+_ADVICE = (
+    "Start in another run directory with a lower learning_rate or clip_norm, or a larger end_std of the "
+    "balance objective."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateConfig:
+    """How a method is trained.
+
+    Attributes:
+      updates: those of a method with a share of one.
+      batch_size: trajectories per update, an even number.
+      learning_rate: peak of the schedule: a linear warm-up, then a cosine down to a hundredth.
+      clip_norm: largest global norm of a gradient.
+      log_every: updates per compiled chunk, and per line of metrics.
+    """
+
+    updates: int
+    batch_size: int = 16
+    learning_rate: float = 3e-3
+    clip_norm: float = 1.0
+    log_every: int = 50
+
+    def __post_init__(self):
+        for name in ("updates", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.batch_size < 2 or self.batch_size % 2:
+            raise ValueError(f"batch_size must be even and at least 2, got {self.batch_size}.")
+        for name in ("learning_rate", "clip_norm"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be finite and positive, got {getattr(self, name)}.")
+
+
+def train_method(
+    method: Method,
+    space: Space,
+    dataset: Dataset,
+    config: UpdateConfig,
+    key: jax.Array,
+    *,
+    strategy: Strategy = "jit",
+    saving: engine.Saving | None = None,
+    on_progress: engine.OnProgress = engine.silent,
+) -> PyTree:
+    """Trains a method, from its newest checkpoint if there is one, and what it starts from before it.
+
+    Args:
+      method: to be trained.
+      space: of `make_space`.
+      dataset: of `make_dataset`.
+      config: settings.
+      key: randomness of initialisation and training.
+      strategy: of `compile_update`; the result is the same up to rounding.
+      saving: where checkpoints go; what they say of the method is added. None trains in memory only.
+      on_progress: called after each chunk.
+
+    Returns: its params.
+
+    Raises: what `engine.train` raises.
+    """
+    params = None
+    if method.starts_from is not None:
+        params = train_method(
+            method.starts_from,
+            space,
+            dataset,
+            config,
+            key,
+            strategy=strategy,
+            saving=saving,
+            on_progress=on_progress,
+        )
+    training = make_training(method, space, dataset, config, key, params)
+    saving = saving and _describing(saving, method)
+    return engine.train(training, strategy=strategy, saving=saving, on_progress=on_progress).params
+
+
+def make_training(
+    method: Method,
+    space: Space,
+    dataset: Dataset,
+    config: UpdateConfig,
+    key: jax.Array,
+    params: PyTree | None = None,
+) -> engine.Training:
+    """What the engine runs for a method, as pure functions; arguments as of `train_method`.
+
+    Args:
+      method: to be trained.
+      space: of `make_space`.
+      dataset: of `make_dataset`.
+      config: settings.
+      key: randomness of initialisation and training.
+      params: to start from; None for those of `Method.init`.
+    """
+    init_key, batch_key = jax.random.split(key)
+    method, updates = method.bound(space), num_updates(method, config.updates)
+    optimizer = make_optimizer(
+        learning_rate=config.learning_rate, clip_norm=config.clip_norm, updates=updates
+    )
+
+    def start(key, params, dataset):
+        if params is None:
+            params = method.init(key, example_at(space.family, dataset, 0, key))
+        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    def draw(first_step, count):
+        sizes = {"num_steps": count, "batch_size": config.batch_size}
+        return _draw(batch_key, dataset, first_step, **sizes)
+
+    return engine.Training(
+        method.name,
+        start,
+        make_update(space.family, method.loss, optimizer),
+        draw,
+        updates,
+        start_from=(init_key, params, dataset),
+        replicated=(dataset,),
+        log_every=config.log_every,
+        advice=_ADVICE,
+    )
+
+
+def num_updates(method: Method, updates: int) -> int:
+    """Updates of a method, of which one with a share of one has `updates`."""
+    return max(1, int(updates * method.share))
+
+
+def state_shapes(method: Method, space: Space) -> TrainState:
+    """Shapes and types of the state of a bound method in training, for reading its checkpoints."""
+
+    def blank(key):
+        data = space.family.sample(key, "train")
+        tokens = jnp.zeros((space.num_steps + 1, *space.codec.mask.shape))
+        example = Example(tokens, jnp.zeros((), jnp.int32), space.family.context(data, key), data)
+        params = method.init(key, example)
+        optimizer = make_optimizer(learning_rate=1.0, clip_norm=1.0, updates=1)
+        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    return jax.eval_shape(blank, jax.random.key(0))
+
+
+def _describing(saving: engine.Saving, method: Method) -> engine.Saving:
+    described = {"method": {"name": method.name, "config": method.config}}
+    return dataclasses.replace(saving, config=saving.config | described)
+
+
+_draw = jax.jit(draw_batches, static_argnames=("num_steps", "batch_size"))
