@@ -11,7 +11,7 @@ import numpy as np
 from lohp_jax.diffusion import guidance as guiding
 from lohp_jax.diffusion.config import DiffusionConfig
 from lohp_jax.diffusion.sampler import Denoiser, sample
-from lohp_jax.networks.denoiser import make_network
+from lohp_jax.networks.denoiser import Condition, make_network
 from lohp_jax.types import Generator, ProblemFamily, PyTree
 
 
@@ -191,10 +191,10 @@ def make_observer(
     context: PyTree,
     frame: tuple[jax.Array, jax.Array],
     weights: Mapping[str, float | str],
-) -> Callable[..., guiding.Condition]:
+) -> Callable[..., Condition]:
     """Builds `(z, log_snr, previous, key, keep=None) -> Condition` of one problem."""
     centre, scale = frame
-    problem = make_network(config.network).prepare(context, centre, scale)
+    prepared = make_network(config.network).prepare(context, centre, scale)
     features = jnp.zeros(0)
     if "parameters" in config.guidance.parts and family.features is not None:
         features = family.features(context)
@@ -205,7 +205,7 @@ def make_observer(
             gates,
             lambda y: family.objective(centre + scale * y, context),
             features,
-            problem,
+            prepared,
             z,
             log_snr,
             previous if config.training == "rollout" else None,

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from lohp_jax.checks import check_option
 from lohp_jax.diffusion.sampler import num_evaluations
 from lohp_jax.diffusion.schedule import alpha_sigma
+from lohp_jax.networks.denoiser import Condition
 from lohp_jax.types import PyTree
 
 PARTS = ("parameters", "gradient", "smoothed_gradient")
@@ -58,24 +59,6 @@ class GuidanceConfig:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
         if self.probes < 2:
             raise ValueError(f"probes must be at least 2, to tell their noise, got {self.probes}.")
-
-
-class Condition(NamedTuple):
-    """What a denoiser sees; a part that is left out is zeros, its weight included.
-
-    Attributes:
-      problem: what the network asked for with its `prepare`, whatever the parts are.
-      known: scalar weight of the part "parameters"; 0 hides the problem.
-      features: `[F]`, the parameters of the problem.
-      vectors: `[n, V]`: each gradient over its own size; the x_0 of the step before, if fed.
-      scalars: `[S]`: `known`, and of each gradient its weight, log size and log SNR.
-    """
-
-    problem: PyTree
-    known: jax.Array
-    features: jax.Array
-    vectors: jax.Array
-    scalars: jax.Array
 
 
 class Gradients(NamedTuple):
@@ -242,7 +225,7 @@ def observe(
     gates: Mapping[str, jax.Array],
     objective: Callable[[jax.Array], jax.Array],
     features: jax.Array,
-    problem: PyTree,
+    prepared: PyTree,
     z: jax.Array,
     log_snr: jax.Array,
     previous: jax.Array | None,
@@ -261,7 +244,7 @@ def observe(
       gates: of `gate_start`, trained.
       objective: in the frame's coordinates.
       features: `[F]`.
-      problem: goes into the condition as it is.
+      prepared: what the network's `prepare` made of the problem.
       z: `[n]`.
       log_snr: λ.
       previous: `[n]`, the x_0 of the step before; None if the denoiser is not fed with it.
@@ -295,7 +278,7 @@ def observe(
     known = jnp.float32(weights.get("parameters", 0.0)) * keep.get("parameters", 0.0)
     empty = jnp.zeros((len(z), 0))
     return Condition(
-        problem,
+        prepared,
         known,
         known * features,
         jnp.stack(vectors, axis=-1) if vectors else empty,

@@ -65,12 +65,6 @@ def alpha_sigma(log_snr: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
 
 
-def level_features(log_snr: jax.Array) -> jax.Array:
-    """`[12]` Fourier features of a noise level, by which a network is told of it."""
-    angles = log_snr / 10.0 * jnp.pi * 2.0 ** jnp.arange(-1, 5)
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
-
-
 def to_x0(kind: Prediction, prediction: jax.Array, z: jax.Array, log_snr: jax.Array) -> jax.Array:
     """x_0 as a prediction of ε or v at z implies it.
 

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from lohp_jax.diffusion.sampler import Denoiser, sample
-from lohp_jax.diffusion.schedule import Schedule, alpha_sigma, level_features
+from lohp_jax.diffusion.schedule import Schedule, alpha_sigma
 from lohp_jax.methods.common import policy_method, settings
+from lohp_jax.networks.levels import level_features
 from lohp_jax.networks.policy import NetworkConfig
 from lohp_jax.policy.config import HybridConfig
 from lohp_jax.policy.kernels import Policy, embed

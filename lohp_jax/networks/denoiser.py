@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lohp_jax.checks import check_option
-from lohp_jax.diffusion.guidance import Condition
-from lohp_jax.diffusion.schedule import alpha_sigma, level_features
+from lohp_jax.networks.levels import level_features
 from lohp_jax.networks.trunks import UNet
 from lohp_jax.solvers.proximal import soft_threshold
 from lohp_jax.types import PyTree
@@ -44,12 +43,30 @@ class DenoiserConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
 
+class Condition(NamedTuple):
+    """What a denoiser sees besides z; a part that is left out is zeros, its weight included.
+
+    Attributes:
+      prepared: of the problem, by the network's own `prepare`, whatever the parts are.
+      known: scalar weight of the part "parameters"; 0 hides the problem.
+      features: `[F]`, the parameters of the problem.
+      vectors: `[n, V]`: each gradient over its own size; the x_0 of the step before, if fed.
+      scalars: `[S]`: `known`, and of each gradient its weight, log size and log SNR.
+    """
+
+    prepared: PyTree
+    known: jax.Array
+    features: jax.Array
+    vectors: jax.Array
+    scalars: jax.Array
+
+
 class Network(NamedTuple):
     """Pure functions of one example.
 
     Attributes:
       prepare: `(problem, centre [n], scale [n]) -> pytree`, what it needs of the problem itself, done
-        once for all steps; it comes back as `Condition.problem`.
+        once for all steps; it comes back as `Condition.prepared`.
       init: `(key, z [n], log_snr, condition) -> params`.
       apply: `(params, z [n], log_snr, condition) -> [n]`.
     """
@@ -103,9 +120,9 @@ def _lasso(config: DenoiserConfig, z: jax.Array, log_snr: jax.Array, condition: 
     round: permuting the columns of A permutes the output, rotating its rows does not change it, and
     the weights fit every size.
     """
-    lasso, known = condition.problem, condition.known
+    lasso, known = condition.prepared, condition.known
     situation = _embed(config.width, log_snr, condition._replace(features=jnp.zeros(0)))
-    alpha, _ = alpha_sigma(log_snr)
+    alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))  # z = α x_0 + σ ε with α² + σ² = 1
     matrix, t, offset = lasso["B"], known * lasso["t"], lasso["o"]
     target = known * lasso["target"]
     constant = [known * lasso["diagonal"], target, known * jnp.log(lasso["t"] + 1e-6) / 5.0]

@@ -101,7 +101,7 @@ def see(config, objective=quadratic, gates=None, previous=None, keep=None, **wei
         gate_start(config) if gates is None else gates,
         objective,
         jnp.arange(2.0),
-        "problem",
+        "prepared",
         jnp.asarray(Z),
         HALF_WAY,
         previous,
@@ -117,7 +117,7 @@ def test_gradients_enter_without_units():
     np.testing.assert_allclose(large.vectors, small.vectors, rtol=1e-4)
     np.testing.assert_allclose((small.vectors**2).mean(axis=0), [1, 1], rtol=1e-4)
     np.testing.assert_array_equal(small.features, [0, 1])
-    assert small.problem == "problem" and small.known == 1
+    assert small.prepared == "prepared" and small.known == 1
     log_size = (large.scalars - small.scalars) * 5
     np.testing.assert_allclose(log_size, np.log(1e4) * np.isin(range(7), [2, 5]), atol=1e-3)
 

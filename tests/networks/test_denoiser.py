@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lohp_jax.diffusion.guidance import Condition
 from lohp_jax.networks.denoiser import (
+    Condition,
     DenoiserConfig,
     make_network,
     prepare_lasso,

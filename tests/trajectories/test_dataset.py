@@ -15,8 +15,8 @@ from lohp_jax.methods.setting import (
     make_policy,
 )
 
-from lohp_jax.diffusion.schedule import level_features
 from lohp_jax.methods import setting as problem
+from lohp_jax.networks.levels import level_features
 from lohp_jax.networks.policy import NetworkConfig
 from lohp_jax.policy.hybrid import PRESETS, Example
 from lohp_jax.runs.config import (
