@@ -232,7 +232,7 @@ def test_eight_devices_equal_one_after_twenty_updates(tmp_path, name):
         one = arrays[f"jit{place}"]
         for strategy in STRATEGIES[1:]:
             np.testing.assert_allclose(
-                arrays[strategy + place], one, rtol=1e-5, atol=1e-9, err_msg=strategy + place
+                arrays[strategy + place], one, rtol=1e-5, atol=3e-7, err_msg=strategy + place
             )
 
 
