@@ -13,7 +13,8 @@ def check_option(function: str, name: str, value: Any, options: Iterable[str]) -
     """Raises: ValueError with the nearest option, if `value` is none of them."""
     options = tuple(options)
     if value not in options:
-        nearest = difflib.get_close_matches(str(value), options, 1, 0)[0]
+        plain = {str(option).lower(): option for option in reversed(options)}
+        nearest = plain[difflib.get_close_matches(str(value).lower(), plain, 1, 0)[0]]
         raise ValueError(
             f"{function}: {name} must be one of {options}, got {value!r}; did you mean {nearest!r}?"
         )

@@ -139,21 +139,16 @@ def fit(
         family,
         kinds,
         theta_0=theta_0,
-        num_tasks=config.num_tasks,
-        num_steps=config.num_steps,
-        start_noise=config.start_noise,
+        **{name: getattr(config, name) for name in ("num_tasks", "num_steps", "start_noise")},
         key=prepare_key,
         directory=directory and directory / "trajectories",
         on_progress=_preparing(on_progress),
     )
     gathered = gather(family, store, theta_0, kinds, config)
-    saving = None
-    if directory is not None:
-        saving = saving_of(directory, gathered, described, kinds, config.checkpoint_every)
+    saving = directory and saving_of(directory, gathered, described, kinds, config.checkpoint_every)
     told = {"strategy": strategy, "saving": saving, "on_progress": on_progress}
-    params = train_method(
-        method, gathered.space, gathered.dataset, config.updating(), train_key, **told
-    )
+    sizes = config.updating()
+    params = train_method(method, gathered.space, gathered.dataset, sizes, train_key, **told)
     return make_generator(method, gathered.space, params)
 
 

@@ -7,21 +7,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from lohp_jax.methods.setting import Frame, family_of, make_policy
 
 import lohp_jax
-from lohp_jax.codec import make_codec
 from lohp_jax.data.images import ImageSet
-from lohp_jax.generation import generate, image_shape, policy_generator
-from lohp_jax.methods.training import initial_state
-from lohp_jax.networks.policy import NetworkConfig, make_policy_network
-from lohp_jax.policy.hybrid import HybridConfig, Policy
-from lohp_jax.runs.config import FamilyConfig, RunConfig, TrainingConfig, resolve, to_json
+from lohp_jax.generation import generate, make_generator
+from lohp_jax.methods.lohp import lohp
+from lohp_jax.methods.training import state_shapes
+from lohp_jax.networks.policy import NetworkConfig
+from lohp_jax.policy.config import HybridConfig
+from lohp_jax.runs.config import FamilyConfig, RunConfig, resolve, to_json
+from lohp_jax.runs.families import family_of
+from lohp_jax.tasks.door import describe_family
 from lohp_jax.tasks.images import image_family
 from lohp_jax.tasks.n_way import n_way_tables
 from lohp_jax.tasks.support import canonical_order, relabel
 from lohp_jax.training import checkpoint
-from lohp_jax.types import Generator
+from lohp_jax.trajectories.dataset import Coordinates, make_space
+from lohp_jax.types import Example, Generator
 
 NUM_STEPS, NUM_CLASSES, SHOTS, SHAPE = 2, 3, 2, (4, 4, 1)
 KEY = jax.random.key(0)
@@ -41,27 +43,24 @@ def make_family(network):
     return image_family("tiny", images, tables, network=network, shots=SHOTS)
 
 
+def random_method(family, coordinates, **settings):
+    """Lo-Hp bound to a space, the space, and random weights of its network."""
+    space = make_space(family, coordinates, channels=8, num_steps=NUM_STEPS, num_teachers=2)
+    method = lohp(network=NetworkConfig(**SMALL), balance=HybridConfig(**settings)).bound(space)
+    tokens = jnp.zeros((NUM_STEPS + 1, *space.codec.mask.shape))
+    data = family.sample(KEY)
+    example = Example(tokens, jnp.int32(0), family.context(data, KEY), data)
+    return method, space, random_like(jax.eval_shape(method.init, KEY, example))
+
+
 @functools.cache
-def make_generator(network="linear", dropout=0.0):
+def random_generator(network="linear", dropout=0.0, teacher=0):
     """A generator with random weights."""
     family = make_family(network)
     theta_0 = family.init(KEY)
-    codec = make_codec(
-        theta_0,
-        channels=8,
-        reference=theta_0,
-        scale=jax.tree.map(lambda leaf: jnp.float32(0.5), theta_0),
-        class_axes=family.class_axes,
-    )
-    raw = make_codec(theta_0, channels=8, class_axes=family.class_axes)
-    config = NetworkConfig(**SMALL)
-    policy_network = make_policy_network(
-        codec, config, raw.encode(theta_0), num_steps=NUM_STEPS, num_optimizers=2
-    )
-    objective = HybridConfig(condition_dropout=dropout)
-    policy = Policy(policy_network, codec, objective, NUM_STEPS)
-    params = random_like(jax.eval_shape(policy_network.init, KEY, context_of(family)))
-    return policy_generator(policy, family, params, jnp.zeros((), jnp.int32))
+    scale = jax.tree.map(lambda leaf: jnp.float32(0.5), theta_0)
+    coordinates = Coordinates(theta_0, scale, jnp.int32(teacher))
+    return make_generator(*random_method(family, coordinates, condition_dropout=dropout))
 
 
 @functools.cache
@@ -97,7 +96,7 @@ def differ(a, b):
 
 
 def test_samples_have_a_leading_axis_and_differ_only_if_warm():
-    generator, context = make_generator(), context_of(make_family("linear"))
+    generator, context = random_generator(), context_of(make_family("linear"))
     cold = pair(generator, context)
     assert jax.tree.map(np.shape, cold) == {"head": {"w": (2, 16, 3), "b": (2, 3)}}
     chex.assert_trees_all_close(row(cold, 0), row(cold, 1), rtol=1e-6)
@@ -109,22 +108,20 @@ def test_samples_have_a_leading_axis_and_differ_only_if_warm():
     chex.assert_trees_all_close(row(one, 0), row(cold, 0), rtol=1e-5, atol=1e-6)
 
 
-def test_the_weights_depend_on_the_support_and_on_the_optimizer_asked_for():
-    family, generator = make_family("linear"), make_generator()
+def test_the_weights_depend_on_the_support_and_on_the_teacher_imitated():
+    family, generator = make_family("linear"), random_generator()
     context = context_of(family)
     weights = pair(generator, context)
     assert differ(weights, pair(generator, context_of(family, seed=1)))
-    asked = [pair(generator, context | {"optimizer": np.int32(i)}) for i in range(2)]
-    chex.assert_trees_all_equal(weights, asked[0])
-    assert differ(weights, asked[1])
+    assert differ(weights, pair(random_generator(teacher=1), context))
 
 
 def test_labels_are_put_in_an_order_of_their_own_and_back():
-    generator, family = make_generator(), make_family("linear")
+    generator, family = random_generator(), make_family("linear")
     context = context_of(family, seed=2)
     renamed, rank = canonical_order(family, context)
     assert sorted(rank) == [0, 1, 2] and (rank != np.arange(3)).any()
-    np.testing.assert_array_equal(renamed["labels"], rank[context["labels"]])
+    np.testing.assert_array_equal(renamed["y"], rank[context["y"]])
     np.testing.assert_array_equal(canonical_order(family, renamed)[1], [0, 1, 2])
     actual, expected = (pair(generator, c)["head"] for c in (context, renamed))
     for c in range(NUM_CLASSES):
@@ -134,12 +131,12 @@ def test_labels_are_put_in_an_order_of_their_own_and_back():
 
 @pytest.mark.parametrize("network", ["linear", "mlp", "conv"])
 def test_permuting_the_labels_permutes_the_head_and_nothing_else(network):
-    family, generator = make_family(network), make_generator(network)
+    family, generator = make_family(network), random_generator(network)
     context = context_of(family, seed=1)
     order = np.array([2, 0, 1])  # label c is called order[c]
     for temperature in (0.0, 1.0):
         before = pair(generator, context, temperature=temperature)
-        renamed = context | {"labels": order[context["labels"]]}
+        renamed = context | {"y": order[context["y"]]}
         after = pair(generator, renamed, temperature=temperature)
         assert differ(before["head"], after["head"])
         for c in range(NUM_CLASSES):
@@ -153,7 +150,7 @@ def test_permuting_the_labels_permutes_the_head_and_nothing_else(network):
 
 
 def test_the_order_of_the_examples_does_not_matter():
-    generator, context = make_generator("mlp"), context_of(make_family("mlp"))
+    generator, context = random_generator("mlp"), context_of(make_family("mlp"))
     order = np.random.default_rng(0).permutation(NUM_CLASSES * SHOTS)
     shuffled = pair(generator, row(context, order))
     chex.assert_trees_all_close(shuffled, pair(generator, context), rtol=1e-4, atol=1e-5)
@@ -163,7 +160,7 @@ def test_the_order_of_the_examples_does_not_matter():
 
 
 def test_fewer_steps_stop_on_the_same_path():
-    generator, context = make_generator(), context_of(make_family("linear"))
+    generator, context = random_generator(), context_of(make_family("linear"))
     key = jax.random.split(KEY, 2)[0]  # of the first sample
     run = jax.jit(generator.path)
     for temperature in (0.0, 1.0):
@@ -176,7 +173,7 @@ def test_fewer_steps_stop_on_the_same_path():
 
 
 def test_a_cold_path_starts_at_theta_0():
-    generator, family = make_generator("mlp"), make_family("mlp")
+    generator, family = random_generator("mlp"), make_family("mlp")
     context = context_of(family)
     path = jax.jit(generator.path)(generator.params, context, KEY)
     _, rank = canonical_order(family, context)
@@ -185,7 +182,7 @@ def test_a_cold_path_starts_at_theta_0():
 
 
 def test_guidance_moves_the_weights_away_from_those_without_context():
-    generator, context = make_generator(dropout=0.5), context_of(make_family("linear"))
+    generator, context = random_generator(dropout=0.5), context_of(make_family("linear"))
     plain = pair(generator, context)
     assert differ(plain, pair(generator, context, guidance=1))
 
@@ -194,7 +191,7 @@ def test_guidance_moves_the_weights_away_from_those_without_context():
 
 
 def test_vmap_over_contexts_equals_a_loop():
-    family, generator = make_family("linear"), make_generator()
+    family, generator = make_family("linear"), random_generator()
     contexts = jax.tree.map(lambda *x: jnp.stack(x), *(context_of(family, s) for s in range(3)))
     keys = jax.random.split(KEY, 3)
     together = jax.vmap(lambda c, k: pair(generator, c, k, temperature=1.0))(contexts, keys)
@@ -209,7 +206,7 @@ def test_one_compilation_per_shape_and_setting():
     def apply(params, context, key, *, temperature, num_steps, guidance):
         """Stands for a policy: only how often it is traced matters here."""
         count["traces"] += 1
-        return {"w": params * context["images"].mean() + temperature}
+        return {"w": params * context["x"].mean() + temperature}
 
     generator = Generator(apply, jnp.ones(3))
     for seed in range(3):  # other values of all that is traced
@@ -241,27 +238,27 @@ def test_one_compilation_per_shape_and_setting():
 )
 def test_a_bad_option_says_what_is_expected(options, message):
     with pytest.raises(ValueError, match=f"(generate|roll_out): {message}"):
-        generate(make_generator(), context_of(make_family("linear")), KEY, **options)
+        generate(random_generator(), context_of(make_family("linear")), KEY, **options)
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda c: c["images"], "expected a context"),
-        (lambda c: c | {"labels": jnp.minimum(c["labels"], 1)}, r"missing \[2\]"),
-        (lambda c: c | {"images": c["images"] * jnp.nan}, "got values from nan"),
-        (lambda c: c | {"images": c["images"][:, :3]}, r"shape \[n, 4, 4, 1\], got \[6, 3, 4, 1\]"),
-        (lambda c: c | {"labels": c["labels"].astype(float)}, "expected 6 integer labels"),
+        (lambda c: c["x"], "expected a context like"),
+        (lambda c: c | {"y": jnp.minimum(c["y"], 1)}, r"missing \[2\]"),
+        (lambda c: c | {"x": c["x"] * jnp.nan}, "expected finite numbers in x, got 96 NaN"),
+        (lambda c: c | {"x": c["x"][:, :3]}, r"shape \[n, 4, 4, 1\], got \[6, 3, 4, 1\]"),
+        (lambda c: c | {"x": c["x"] * 255}, r"images in \[0, 1\], got values from"),
+        (lambda c: c | {"y": c["y"].astype(float)}, "expected integer y, got float32"),
+        (lambda c: c | {"y": c["y"][:4]}, "as many examples in y as in x, .*got 4 and 6"),
+        (lambda c: {"x": c["x"]}, r"context like .*'y'.*, got \['x'\]"),
+        (lambda c: {"images": c["x"], "labels": c["y"]}, r"got \['images', 'labels'\]"),
     ],
 )
 def test_a_bad_context_is_refused_before_anything_is_computed(change, message):
-    generator = dataclasses.replace(make_generator(), apply=None)
+    generator = dataclasses.replace(random_generator(), apply=None)
     with pytest.raises(ValueError, match=f"generate: .*{message}"):
         generate(generator, change(context_of(make_family("linear"))), KEY)
-
-
-def test_image_shape_is_that_of_the_contexts():
-    assert image_shape(make_family("linear")) == SHAPE
 
 
 # --- load
@@ -269,36 +266,36 @@ def test_image_shape_is_that_of_the_contexts():
 
 @pytest.fixture(scope="module")
 def run_directory(tmp_path_factory):
-    """A run directory with one checkpoint of random weights, its config, frame and parameters."""
-    config = resolve(
-        RunConfig(
-            tasks=FamilyConfig(network="linear", shots=SHOTS),
-            network=NetworkConfig(**SMALL),
-            training=TrainingConfig(updates=20),
-        )
-    )
+    """A run directory with one checkpoint of random weights, its config, and the generator saved."""
+    config = resolve(RunConfig(tasks=FamilyConfig(network="linear", shots=SHOTS)))
     family = family_of(config)
     theta_0 = random_like(jax.eval_shape(family.init, KEY))
     scale = jax.tree.map(lambda leaf: jnp.float32(2.0), theta_0)
-    frame = Frame(theta_0, scale, jnp.ones((), jnp.int32))
-    policy = make_policy(config, family, frame, "lohp")
-    shapes = jax.eval_shape(lambda: initial_state(config, family, policy, "lohp", KEY))
+    coordinates = Coordinates(theta_0, scale, jnp.ones((), jnp.int32))
+    method, space, params = random_method(family, coordinates)
+    shapes = state_shapes(method, space)
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    state = state._replace(params=random_like(shapes.params))
+    state = state._replace(params=params)
     directory = tmp_path_factory.mktemp("run")
+    saved = {
+        "method": {"name": method.name, "config": method.config},
+        "family": describe_family(family)._asdict(),
+        "teachers": ["sgd", "adam"],
+        "num_steps": NUM_STEPS,
+        "channels": 8,
+        "run": to_json(config),
+    }
     folder = directory / "checkpoints" / "lohp"
-    checkpoint.save(folder, 1, {"state": state, "frame": frame}, to_json(config))
-    return (
-        directory,
-        config,
-        policy_generator(policy, family, state.params, frame.optimizer, config),
-    )
+    checkpoint.save(folder, 1, {"state": state, "coordinates": coordinates}, saved)
+    return directory, config, make_generator(method, space, params)
 
 
 def test_load_brings_back_the_generator_that_was_saved(run_directory):
     directory, config, saved = run_directory
     loaded = lohp_jax.load(directory)
-    assert loaded.family == "digits_5way" and loaded.config == config
+    assert loaded.family == "digits_5way"
+    assert loaded.config["run"]["seed"] == config.seed
+    assert loaded.config["method"]["name"] == "lohp"
     context = context_of(family_of(config))
     chex.assert_trees_all_equal(
         pair(loaded, context, temperature=1.0), pair(saved, context, temperature=1.0)

@@ -554,7 +554,7 @@ def _read_context(path: pathlib.Path, family: TaskFamily) -> dict[str, np.ndarra
     if len(arrays) < len(like):
         raise UsageError(f"{path}: expected arrays {wanted}, got {found}.")
     return {
-        name: array.astype(like[name].dtype) if array.dtype.kind == "f" else array
+        name: array.astype(like[name].dtype) if array.dtype.kind == like[name].dtype.kind else array
         for name, array in arrays.items()
     }
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lohp_jax.optimizers.extra_args import with_extra_args
 from lohp_jax.optimizers.meta import bounded
 from lohp_jax.types import PyTree, Split, TaskFamily
 
@@ -47,7 +48,7 @@ def make_trainer(
     def advance(setting, key, num_steps, state, first):
         task_key, _, loss_key = jax.random.split(key, 3)
         data = family.sample(task_key, split)
-        optimizer = optax.with_extra_args_support(make_optimizer(setting, num_steps))
+        optimizer = with_extra_args(make_optimizer(setting, num_steps))
 
         def step(carry, count):
             params, opt_state = carry

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from lohp_jax.checks import check_num_steps, check_option
+from lohp_jax.optimizers.extra_args import with_extra_args
 from lohp_jax.optimizers.guard import branch
 from lohp_jax.optimizers.trees import check_params, check_same_params
 from lohp_jax.types import PyTree
@@ -76,8 +77,8 @@ def lgl2o(
     """
     check_option("lgl2o", "mode", mode, get_args(Mode))
     check_num_steps("lgl2o", num_steps)
-    hand_designed = optax.with_extra_args_support(hand_designed)
-    learned = optax.with_extra_args_support(learned)
+    hand_designed = with_extra_args(hand_designed)
+    learned = with_extra_args(learned)
     racing = mode == "race"
 
     def init(params):
@@ -123,7 +124,8 @@ def lgl2o(
 
 def _advance(optimizer, gradient, state, params, extra):
     """One step of an optimizer: parameters, state, and whether the step was finite, and so taken."""
-    updates, new_state = optimizer.update(gradient, state, params, **extra)
+    own = {"grad": gradient} if "grad" in extra else {}
+    updates, new_state = optimizer.update(gradient, state, params, **(extra | own))
     new = optax.apply_updates(params, updates)
     ok = jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(new)], bool))
 

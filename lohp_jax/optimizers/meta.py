@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
+from lohp_jax.optimizers.extra_args import with_extra_args
 from lohp_jax.types import Params, PyTree, TaskFamily
 
 LARGEST_LOSS = 10.0
@@ -144,7 +145,7 @@ def training_unroll(
 
     def advance(meta, state, key, step_key):
         data = family.sample(jax.random.split(key, 4)[0], "train")
-        optimizer = optax.with_extra_args_support(make_optimizer(meta, state.num_steps))
+        optimizer = with_extra_args(make_optimizer(meta, state.num_steps))
 
         keys = jax.random.split(step_key, truncation)
         (weights, opt_state), losses = _train_on(family, optimizer, data, state, keys)

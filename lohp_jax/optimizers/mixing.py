@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from lohp_jax.checks import check_option
+from lohp_jax.optimizers.extra_args import with_extra_args
 from lohp_jax.optimizers.guard import not_finite, repair, replace
 from lohp_jax.optimizers.trees import (
     Path,
@@ -103,8 +104,8 @@ def mix_optimizers(
     """
     if guard is not None:
         check_option(name, "guard", guard, get_args(Guard))
-    hand_designed = optax.with_extra_args_support(hand_designed)
-    learned = optax.with_extra_args_support(learned)
+    hand_designed = with_extra_args(hand_designed)
+    learned = with_extra_args(learned)
     select = select or (lambda path: next(iter(mixers)))
 
     def init_parts(params):

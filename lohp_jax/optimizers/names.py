@@ -95,7 +95,7 @@ def _make_celo2(asked: _Asked) -> optax.GradientTransformation:
             file, rate = head, tail
     if rate is not None and not file and _number(rate) is None:
         file, rate = rate, None  # a file that is missing, rather than a rate
-    learning_rate = _learning_rate(asked, rate, 0.02)
+    learning_rate = _learning_rate(asked, rate, 0.05)
     if not file:
         return celo2(pretrained("small"), learning_rate, orthogonalise=False)
     return celo2(_theta_of(asked, file), learning_rate)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lohp_jax.optimizers.extra_args import with_extra_args
 from lohp_jax.optimizers.trees import check_params, check_same_params
 from lohp_jax.types import PyTree
 
@@ -70,8 +71,7 @@ def increase_steps(
             f"factor {factor}, max_restarts {max_restarts}."
         )
     attempts = [
-        optax.with_extra_args_support(make_learned(num_steps * factor**k))
-        for k in range(max_restarts + 1)
+        with_extra_args(make_learned(num_steps * factor**k)) for k in range(max_restarts + 1)
     ]
 
     def advance(updates, state, params, restarts, **extra):
@@ -97,7 +97,7 @@ def min_loss_reinit(
     Raises: ValueError in `init` for parameters that are no floating-point or complex arrays; in `update`
       for what is missing, and for other tensors.
     """
-    learned = optax.with_extra_args_support(learned)
+    learned = with_extra_args(learned)
 
     def advance(updates, state, params, restarts, **extra):
         del restarts

@@ -1,12 +1,11 @@
 """Sharpness-aware minimisation as one ordinary optimizer step."""
 
-import functools
-
 import jax
 import optax
 import optax.contrib
 
 from lohp_jax.checks import check_positive
+from lohp_jax.optimizers.extra_args import with_extra_args
 from lohp_jax.optimizers.trees import check_params, check_same_params, wide
 
 _EPSILON = 1e-12  # a zero gradient climbs nowhere, instead of to NaN
@@ -23,7 +22,8 @@ def sam(
 
     Args:
       inner: the optimizer that descends, e.g. `optax.sgd(0.1)` or a learned one. It gets the extra
-        arguments of `update`; `value` is the loss where the parameters are, not at the climbed point.
+        arguments of `update`; `value` is the loss where the parameters are, not at the climbed point,
+        and `grad`, if given, becomes the gradient found there.
       rho: length of the ascent step, in units of the weights, > 0.
 
     Returns: a transformation whose `update` needs `grad_fn(params, i) -> gradient` among its extra
@@ -35,7 +35,7 @@ def sam(
     check_positive("sam", "rho", rho)
     widen = optax.stateless(lambda gradient, _: jax.tree.map(wide, gradient))
     ascent = optax.chain(widen, optax.normalize_by_update_norm(eps=_EPSILON), optax.sgd(rho))
-    inner = optax.with_extra_args_support(inner)
+    inner = with_extra_args(inner)
 
     def around(descend):  # `optax.contrib.sam` would pass no extra arguments on
         return optax.contrib.sam(
@@ -50,7 +50,11 @@ def sam(
         if grad_fn is None:
             raise ValueError("sam: update needs grad_fn=(params, i) -> gradient, got none.")
         check_same_params("sam", init, updates, params, state)
-        descend = functools.partial(inner.update, grad_fn=grad_fn, **extra)
+
+        def descend(climbed, state, params):
+            own = {"grad": climbed} if "grad" in extra else {}
+            return inner.update(climbed, state, params, grad_fn=grad_fn, **(extra | own))
+
         return around(descend).update(updates, state, params, grad_fn=grad_fn)
 
     return optax.GradientTransformationExtraArgs(init, update)

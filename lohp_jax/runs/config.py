@@ -65,8 +65,8 @@ class PrepareConfig:
     num_tasks: int | None = None
     """Training tasks; unset for the family's default."""
     optimizers: tuple[str, ...] | None = None
-    """Teachers, as "adam", "adam:0.01" with a learning rate, "sam:hub:0.05" or "velo:FILE"; unset for
-    the family's default."""
+    """Teachers, as "adam" or with a learning rate "adam:0.01", "hub:0.05", "sam:adam:0.1", "velo:FILE";
+    unset for the family's default."""
     num_steps: int | None = None
     """T, steps of every teacher; unset for the family's default."""
     start: Literal["shared", "independent"] = "shared"

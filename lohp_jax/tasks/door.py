@@ -3,6 +3,7 @@
 Everything is traced with shapes alone (`jax.eval_shape`): nothing is computed or compiled.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -46,6 +47,11 @@ def describe_family(family: TaskFamily) -> FamilyDescription:
             f"describe_family: expected a TaskFamily, got {type(family).__name__}; make one with "
             "supervised_family, or TaskFamily(sample, init, loss, evaluate, context)."
         )
+    return _described(family)
+
+
+@functools.lru_cache(maxsize=16)
+def _described(family: TaskFamily) -> FamilyDescription:
     where = f"family {family.name!r}"
     data = _check_sample(where, family)
     params = trace(where, "init(key)", family.init, _KEY)

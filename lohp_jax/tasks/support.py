@@ -109,7 +109,7 @@ class _Sets:
         )
 
     def _measure(self, name: str, value: jax.Array) -> jax.Array:
-        mean, std = self._unit(name)
+        mean, std = (jnp.expand_dims(x, range(value.ndim - x.ndim)) for x in self._unit(name))
         return (_number(value) - mean) / std
 
     def _unit(self, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, get_args
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lohp_jax.checks import check_option
+from lohp_jax.checks import check_num_steps, check_option
 from lohp_jax.tasks.support import name_canonically
 from lohp_jax.trajectories.rollout import diverged, over_tasks, rollout
 from lohp_jax.trajectories.store import Store, create
@@ -64,21 +64,17 @@ def prepare(
 
     Returns: the store, verified, with `template` for its trajectories.
 
-    Raises: ValueError for an unknown `start` or teacher, for another config or structure than that of a
-      store that is there, for damage to it, for data with PRNG keys, or if every run of a teacher
-      diverged; FileNotFoundError for missing weights of a learned one; OSError if the disk is full, with
-      the shards before it intact.
+    Raises: ValueError for an unknown `start` or teacher, numbers that are not positive, a store that is
+      there with another config or structure or with damage, data with PRNG keys, or a teacher all of
+      whose runs diverged; FileNotFoundError for missing weights of a learned one; OSError if the disk is
+      full, with the shards before it intact.
     """
     check_option("prepare", "start", start, get_args(Start))
+    check_num_steps("prepare", num_steps)
+    if num_tasks < 1:
+        raise ValueError(f"prepare: num_tasks must be at least 1, got {num_tasks}.")
     teachers = make_teachers(teachers, num_steps, theta_0)
-    settings = {
-        "teachers": [teacher.spec for teacher in teachers],
-        "num_tasks": num_tasks,
-        "num_steps": num_steps,
-        "start": start,
-        "start_noise": start_noise,
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
-    }
+    settings = _settings(teachers, num_tasks, num_steps, start, start_noise, key)
     like = template(family, theta_0, num_steps)
     store = create(directory, {**(config or {}), **settings}, like)
     store.verify()
@@ -86,13 +82,22 @@ def prepare(
     if start == "shared":
         begin = functools.partial(perturb, theta_0, scale=start_noise)
     for index, teacher in enumerate(teachers):
-
-        def report(done, before=index * num_tasks):
-            on_progress(before + done, num_tasks * len(teachers))
-
         run = jax.jit(over_tasks(functools.partial(_run, family, teacher, begin, num_steps)))
-        _run_teacher(store, run, (index, teacher), num_tasks, key, report)
+        for done in _add_shards(store, run, index, teacher, num_tasks, key):
+            on_progress(index * num_tasks + done, num_tasks * len(teachers))
     return store
+
+
+def _settings(teachers, num_tasks, num_steps, start, start_noise, key) -> dict[str, Any]:
+    """What of the arguments decides the trajectories, as JSON values."""
+    return {
+        "teachers": [teacher.spec for teacher in teachers],
+        "num_tasks": num_tasks,
+        "num_steps": num_steps,
+        "start": start,
+        "start_noise": start_noise,
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+    }
 
 
 def template(family: TaskFamily, theta_0: Params, num_steps: int) -> PyTree:
@@ -111,20 +116,18 @@ def template(family: TaskFamily, theta_0: Params, num_steps: int) -> PyTree:
     return jax.eval_shape(stored, theta_0, jax.eval_shape(lambda: jax.random.key(0)))
 
 
-def _run_teacher(
+def _add_shards(
     store: Store,
     run: Callable[[jax.Array], tuple[PyTree, jax.Array]],
-    numbered: tuple[int, Teacher],
+    index: int,
+    teacher: Teacher,
     num_tasks: int,
     key: jax.Array,
-    report: Callable[[int], None],
-) -> None:
-    """Adds the shards of one teacher that are not there yet."""
-    index, teacher = numbered
+) -> Iterator[int]:
+    """Adds the shards of one teacher that are not there yet; after each yields the tasks so far."""
     kept, label = 0, re.sub(r"[^A-Za-z0-9._-]", "-", teacher.name.partition(":")[0])
-    size = math.ceil(
-        num_tasks / math.ceil(num_tasks / _LARGEST_SHARD)
-    )  # one for all: one compilation
+    num_shards = math.ceil(num_tasks / _LARGEST_SHARD)
+    size = math.ceil(num_tasks / num_shards)  # one for all shards: each teacher compiles once
     for first in range(0, num_tasks, size):
         shard = f"{index:02d}-{label}-{first:06d}"
         if shard not in store.shards():
@@ -134,11 +137,12 @@ def _run_teacher(
             tree = jax.tree.map(lambda leaf, good=wanted & ~failed: leaf[good], tree)
             store.write(shard, tree, num_dropped=int((wanted & failed).sum()))
         kept += len(store.shard(shard)["losses"])
-        report(min(first + size, num_tasks))
+        yield min(first + size, num_tasks)
     if not kept:
         raise ValueError(
             f"prepare: all {num_tasks} runs of teacher {teacher.name!r} diverged; lower its learning "
-            f"rate, as in 'adam:0.01'. The trajectories of the others are kept."
+            "rate (in a name after a colon, as in 'adam:0.01') and prepare into another directory. "
+            "What was prepared so far is kept."
         )
 
 

@@ -51,21 +51,7 @@ def rollout(
     keys = jax.random.split(key, num_steps + 1)
 
     def step(carry, step_key):
-        params, opt_state = carry
-
-        def value_fn(params, grad_fn=None):  # line searches insist that it takes what is left over
-            del grad_fn
-            return family.loss(params, data, step_key)
-
-        def grad_fn(params, _):
-            return _uphill(jax.grad(value_fn)(params))
-
-        value, grads = jax.value_and_grad(value_fn)(params)
-        grads = _uphill(grads)
-        updates, opt_state = optimizer.update(
-            grads, opt_state, params, value=value, value_fn=value_fn, grad=grads, grad_fn=grad_fn
-        )
-        return (optax.apply_updates(params, updates), opt_state), value
+        return _step(family, optimizer, data, carry, step_key)
 
     def segment(carry, segment_keys):
         end, values = jax.lax.scan(step, carry, segment_keys)
@@ -75,6 +61,25 @@ def rollout(
     (last, _), (states, losses) = jax.lax.scan(segment, start, keys[:-1].reshape(-1, record_every))
     states = jax.tree.map(lambda s, end: jnp.concatenate([s, end[None]]), states, last)
     return Trajectory(states, jnp.append(losses, family.loss(last, data, keys[-1])), None)
+
+
+def _step(family, optimizer, data, carry, key):
+    """One step of an optimizer from `(params, opt_state)`, and the loss before it."""
+    params, opt_state = carry
+
+    def value_fn(params, grad_fn=None):  # line searches insist that it takes what is left over
+        del grad_fn
+        return family.loss(params, data, key)
+
+    def grad_fn(params, _):
+        return _uphill(jax.grad(value_fn)(params))
+
+    value, grads = jax.value_and_grad(value_fn)(params)
+    grads = _uphill(grads)
+    updates, opt_state = optimizer.update(
+        grads, opt_state, params, value=value, value_fn=value_fn, grad=grads, grad_fn=grad_fn
+    )
+    return (optax.apply_updates(params, updates), opt_state), value
 
 
 def _uphill(gradient: PyTree) -> PyTree:

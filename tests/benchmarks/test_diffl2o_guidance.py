@@ -8,21 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.diffl2o_guidance import arms, report, run
+
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture(scope="module")
-def modules():
-    from benchmarks.diffl2o_guidance import arms, report, run
-
-    return run, arms, report
-
-
 @pytest.mark.parametrize("num_starts", [1, 2, 4, 6])
-def test_scores_are_means_over_all_choices_of_starts(modules, num_starts):
+def test_scores_are_means_over_all_choices_of_starts(num_starts):
     gaps = RNG.uniform(0.0, 0.03, (5, 6))
     best = np.array([gaps[:, c].min(1) for c in itertools.combinations(range(6), num_starts)])
-    found = modules[1].score(gaps, num_starts)
+    found = arms.score(gaps, num_starts)
     expected, wins = best.mean(axis=0), (best < 0.01).mean(axis=0)
     for metric, values in (("gap", expected), ("success", wins)):
         halves = [values[::2].mean(), values[1::2].mean()]
@@ -30,10 +25,10 @@ def test_scores_are_means_over_all_choices_of_starts(modules, num_starts):
     np.testing.assert_allclose(found["gap_median"], np.median(expected), rtol=1e-3)
 
 
-def test_a_gap_that_is_not_finite_spoils_the_mean_unless_another_start_is_better(modules):
+def test_a_gap_that_is_not_finite_spoils_the_mean_unless_another_start_is_better():
     gaps = np.array([[np.nan, 0.1], [0.2, 0.3]])
-    assert modules[1].score(gaps, 1)["gap"] == [None, 0.25]
-    assert modules[1].score(gaps, 2)["gap"] == [0.1, 0.2]
+    assert arms.score(gaps, 1)["gap"] == [None, 0.25]
+    assert arms.score(gaps, 2)["gap"] == [0.1, 0.2]
 
 
 @pytest.mark.parametrize(
@@ -49,29 +44,28 @@ def test_a_gap_that_is_not_finite_spoils_the_mean_unless_another_start_is_better
         ("learned_both", 90, True),
     ],
 )
-def test_arms_pay_for_their_gradients(modules, arm, calls, adaptive):
+def test_arms_pay_for_their_gradients(arm, calls, adaptive):
     """Ten steps with one raw gradient or eight probes each."""
-    found = modules[1].ARMS[arm]
+    found = arms.ARMS[arm]
     assert (found.sampling_calls, found.adaptive) == (calls, adaptive)
 
 
-def cells_of(modules, **success):
+def cells_of(**success):
     """Cells of arms whose success on both halves is given for each seed."""
     cells = {}
     for name, seeds in success.items():
         for seed, halves in enumerate(seeds):
-            network = cells.setdefault(modules[1].ARMS[name].network, {})
-            arms = network.setdefault(str(seed), {"arms": {}})["arms"]
-            arms[name] = {"raw": {"1": {"success": halves}}}
+            network = cells.setdefault(arms.ARMS[name].network, {})
+            cell = network.setdefault(str(seed), {"arms": {}})
+            cell["arms"][name] = {"raw": {"1": {"success": halves}}}
     return cells
 
 
-def test_the_best_fixed_weights_are_measured_where_they_were_not_chosen(modules):
+def test_the_best_fixed_weights_are_measured_where_they_were_not_chosen():
     """raw_1 wins the even half and both_1 the odd one, each by luck."""
-    report = modules[2]
     fixed = dict.fromkeys(report.FIXED, [[0.1, 0.1]] * 2)
     fixed |= {"raw_1": [[0.9, 0.2]] * 2, "both_1": [[0.2, 0.8]] * 2}
-    cells = cells_of(modules, **fixed, wiener_both=[[0.4, 0.5], [0.4, 0.3]])
+    cells = cells_of(**fixed, wiener_both=[[0.4, 0.5], [0.4, 0.3]])
     found = report.against_best(cells, ("wiener_both",), "raw", "1", "success")
     seeds = [((0.5 - 0.2) + (0.4 - 0.2)) / 2, ((0.3 - 0.2) + (0.4 - 0.2)) / 2]
     assert found["best"] == "raw_1"
@@ -81,11 +75,11 @@ def test_the_best_fixed_weights_are_measured_where_they_were_not_chosen(modules)
     assert report.verdict(found) == "level"
 
 
-def test_seeds_count_that_all_networks_have(modules):
-    cells = {network: {"0": {}, "1": {}} for network in modules[1].NETWORKS}
+def test_seeds_count_that_all_networks_have():
+    cells = {network: {"0": {}, "1": {}} for network in arms.NETWORKS}
     cells["wiener"] = {"1": {}, "2": {}}
-    assert {tuple(found) for found in modules[2].complete(cells).values()} == {("1",)}
-    assert modules[2].complete({"alone": {"0": {}}}) == {}
+    assert {tuple(found) for found in report.complete(cells).values()} == {("1",)}
+    assert report.complete({"alone": {"0": {}}}) == {}
 
 
 @pytest.mark.parametrize(
@@ -97,22 +91,21 @@ def test_seeds_count_that_all_networks_have(modules):
         ((np.nan, np.nan), "(one seed)"),
     ],
 )
-def test_verdicts(modules, interval, word):
-    assert modules[2].verdict({"interval": interval}) == word
+def test_verdicts(interval, word):
+    assert report.verdict({"interval": interval}) == word
 
 
-def test_fewer_decades_of_a_gap_are_better(modules):
-    merits = modules[2].merit([{"gap": [0.1, 1e-30]}, {"gap": [None, 1.0]}], "gap")
+def test_fewer_decades_of_a_gap_are_better():
+    merits = report.merit([{"gap": [0.1, 1e-30]}, {"gap": [None, 1.0]}], "gap")
     np.testing.assert_allclose(merits, [[1.0, 7.0], [-np.inf, 0.0]])
 
 
 @pytest.mark.slow
-def test_what_is_not_shown_is_as_if_left_out(modules):
+def test_what_is_not_shown_is_as_if_left_out():
     """One compilation serves all weights, with the samples that the public sampler gives."""
     from lohp_jax.diffusion.generator import diffusion_generator
     from lohp_jax.diffusion.training import initial_params
 
-    arms = modules[1]
     family, config = arms.make_set("ackley_2"), arms.make_config("fixed", True)
     params = initial_params(family, config, jax.random.key(0))
     params["network"] = jax.tree.map(lambda leaf: leaf + 0.1, params["network"])  # not zero
@@ -130,16 +123,16 @@ def test_what_is_not_shown_is_as_if_left_out(modules):
 
 
 @pytest.mark.slow
-def test_a_run_is_written_and_not_repeated(modules, tmp_path):
+def test_a_run_is_written_and_not_repeated(tmp_path):
     path = tmp_path / "results.json"
     arguments = ["--quick", "--seeds", "1", "--sets", "ackley_2_leak", "--results", str(path)]
-    modules[0].main(arguments)
+    run.main(arguments)
     results = json.loads(path.read_text())
     row = results["cells"]["ackley_2_leak"]["alone"]["0"]["arms"]["parameters_alone"]
     assert row["sampling_calls"] == 0 and row["refine_calls"] == 60
     assert row["refined"]["16"]["gap_median"] <= row["raw"]["16"]["gap_median"]
-    modules[0].main(arguments)
+    run.main(arguments)
     assert json.loads(path.read_text()) == results
     assert "ackley_2_leak" in (tmp_path / "tables.md").read_text()
     with pytest.raises(SystemExit, match="'quick': False"):
-        modules[0].main(arguments[1:])
+        run.main(arguments[1:])

@@ -10,8 +10,9 @@ import scipy.stats
 from lohp_jax.codec import make_codec
 from lohp_jax.methods.cloning import cloning_loss
 from lohp_jax.networks.policy import Heads, PolicyNetwork
-from lohp_jax.policy import hybrid
-from lohp_jax.policy.hybrid import Example, HybridConfig, Policy
+from lohp_jax.policy.config import HybridConfig
+from lohp_jax.policy.kernels import Policy, tube_states
+from lohp_jax.types import Example
 
 NUM_STEPS = 2
 CODEC = make_codec({"w": jnp.zeros(3)}, channels=2)
@@ -22,7 +23,7 @@ KEY = jax.random.key(0)
 NETWORK = PolicyNetwork(
     init=lambda key, context: None,
     encode=lambda params, context, keep: keep * context["scale"],
-    heads=lambda params, embedding, optimizer, step, state: Heads(
+    heads=lambda params, embedding, teacher, step, state: Heads(
         *(offset + embedding * state for offset in params[:, step])
     ),
     log_coefficient=lambda params: jnp.full(NUM_STEPS + 1, jnp.nan),  # there is no flow
@@ -57,7 +58,7 @@ def oracle(config, states):
 def test_the_loss_is_the_likelihood_of_the_transitions(perturb):
     config = dataclasses.replace(CONFIG, perturb=perturb)
     _, tube_key = jax.random.split(KEY)
-    states = hybrid.tube_states(Policy(NETWORK, CODEC, config, NUM_STEPS), EXAMPLE.tokens, tube_key)
+    states = tube_states(Policy(NETWORK, CODEC, config, NUM_STEPS), EXAMPLE.tokens, tube_key)
     assert np.allclose(states, EXAMPLE.tokens) != perturb
     loss, info = loss_of(config)(PARAMS, EXAMPLE)
     np.testing.assert_allclose(loss, oracle(config, np.asarray(states)), rtol=1e-5)

@@ -9,10 +9,11 @@ import pytest
 from lohp_jax.codec import make_codec
 from lohp_jax.methods.hypernetwork import regression_loss, task_loss
 from lohp_jax.networks.policy import Heads, PolicyNetwork
-from lohp_jax.policy.hybrid import Example, HybridConfig, Policy
+from lohp_jax.policy.config import HybridConfig
+from lohp_jax.policy.kernels import Policy
 from lohp_jax.tasks import make_family
 from lohp_jax.tasks.support import canonical_order
-from lohp_jax.types import TaskFamily
+from lohp_jax.types import Example, TaskFamily
 
 CODEC = make_codec(
     {"w": jnp.zeros(3)},
@@ -27,7 +28,7 @@ GAIN = 0.3
 NETWORK = PolicyNetwork(
     init=lambda key, context: None,
     encode=lambda params, context, keep: keep * context["scale"],
-    heads=lambda params, embedding, optimizer, step, state: Heads(
+    heads=lambda params, embedding, teacher, step, state: Heads(
         params[step] + embedding * state, *(jnp.full_like(state, 9.0) for _ in range(3))
     ),
     log_coefficient=None,
@@ -87,9 +88,9 @@ def test_task_loss_sees_labels_in_their_canonical_order():
     codec = make_codec(theta_0, channels=8, class_axes=family.class_axes)
     end = jnp.float32(np.random.default_rng(0).normal(size=codec.mask.shape) * codec.mask)
     network = NETWORK._replace(
-        encode=lambda params, context, keep: context["labels"],
-        heads=lambda params, embedding, optimizer, step, state: Heads(
-            params * jnp.array_equal(embedding, ordered["labels"]), *(state for _ in range(3))
+        encode=lambda params, context, keep: context["y"],
+        heads=lambda params, embedding, teacher, step, state: Heads(
+            params * jnp.array_equal(embedding, ordered["y"]), *(state for _ in range(3))
         ),
     )
     policy = Policy(network, codec, dataclasses.replace(CONFIG, correlation=0.0), 1)

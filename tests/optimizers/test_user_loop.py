@@ -16,8 +16,8 @@ import optax
 import pytest
 from flax import linen, nnx
 
-from lohp_jax import celo, hub, load_theta, save_theta, velo
-from lohp_jax.optimizers.hub import hub_diagnostics
+from lohp_jax import celo, hub, load_theta, velo
+from lohp_jax.optimizers import hub_diagnostics, save_theta
 
 CELO = pathlib.Path(__file__).parents[2].parent / "shared" / "oracles" / "celo_theta.state"
 X = np.float32(np.random.default_rng(0).normal(size=(64, 3)))

@@ -9,8 +9,10 @@ import scipy.stats
 
 from lohp_jax.codec import make_codec
 from lohp_jax.networks.policy import Heads, PolicyNetwork
-from lohp_jax.policy import balance, hybrid
-from lohp_jax.policy.hybrid import PRESETS, Example, HybridConfig, Policy
+from lohp_jax.policy import balance, gaussian, hybrid, kernels
+from lohp_jax.policy.config import PRESETS, HybridConfig
+from lohp_jax.policy.kernels import Policy
+from lohp_jax.types import Example
 
 NUM_STEPS = 3
 CODEC = make_codec({"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}, channels=2)
@@ -36,9 +38,9 @@ FORMS = {
 } | {"paper_literal": LITERAL}
 
 
-def affine_heads(params, embedding, optimizer, step, state):
+def affine_heads(params, embedding, teacher, step, state):
     """A network small enough for an oracle: head = offset[step] + embedding * gain * state."""
-    del optimizer
+    del teacher
     pairs = zip(params["offset"][:, step], params["gain"], strict=True)
     return Heads(*(offset + embedding * gain * state for offset, gain in pairs))
 
@@ -88,8 +90,8 @@ def loss_of(config):
 
 def residuals(policy, params, example, states):
     embedding = policy.network.encode(params, example.context, 1.0)
-    kernels = hybrid.kernels_along(policy, params, embedding, example, states)
-    return hybrid.residuals(policy, params, example, states, *kernels)
+    both = kernels.kernels_along(policy, params, embedding, example, states)
+    return hybrid.residuals(policy, params, example, states, *both)
 
 
 # --- float64 oracle, one weight and one step at a time
@@ -181,10 +183,8 @@ def test_residuals_equal_their_definition(config):
 def test_paper_literal_sums_the_published_residual_over_the_weights():
     policy, params, states = make_policy(LITERAL), random_params(), random_states(1)
     embedding = policy.network.encode(params, EXAMPLE.context, 1.0)
-    forward, backward = hybrid.kernels_along(policy, params, embedding, EXAMPLE, states)
-    log_ratio = hybrid.gaussian.log_ratio_per_dimension(
-        states[:-1], states[1:], *forward, *backward
-    )
+    forward, backward = kernels.kernels_along(policy, params, embedding, EXAMPLE, states)
+    log_ratio = gaussian.log_ratio_per_dimension(states[:-1], states[1:], *forward, *backward)
     expected = balance.lohp_residuals(
         log_ratio[:, MASK].sum(axis=-1),
         states[:, MASK],
@@ -218,7 +218,7 @@ def test_the_exact_bridge_has_no_residual_anywhere(per_dimension):
 def test_a_kernel_sees_only_the_state_it_starts_from(config):
     policy, params = make_policy(config), random_params()
     embedding = policy.network.encode(params, EXAMPLE.context, 1.0)
-    along = jax.jit(lambda s: hybrid.kernels_along(policy, params, embedding, EXAMPLE, s))
+    along = jax.jit(lambda s: kernels.kernels_along(policy, params, embedding, EXAMPLE, s))
     states = random_states(1)
     forward, backward = along(states)
     for m in range(NUM_STEPS + 1):
@@ -237,7 +237,7 @@ def test_log_stds_stay_within_their_range(config):
     tau = np.geomspace(config.start_std, config.end_std, NUM_STEPS + 1)
     for sign in (-1, 1):
         params = random_params() | {"offset": jnp.full((4, NUM_STEPS, *MASK.shape), sign * 100.0)}
-        forward, backward = hybrid.kernels_along(policy, params, 0.0, EXAMPLE, EXAMPLE.tokens)
+        forward, backward = kernels.kernels_along(policy, params, 0.0, EXAMPLE, EXAMPLE.tokens)
         base = np.log(tau[1:]) + 0.5 * np.log(1 - config.correlation**2)
         extreme = base + sign * config.log_std_range
         np.testing.assert_allclose(
@@ -259,10 +259,8 @@ def drawn_states(policy, params, example=EXAMPLE, key=KEY):
     """The states that `hybrid_loss` scores with `key`, off- and on-policy."""
     _, tube_key, roll_key = jax.random.split(key, 3)
     embedding = policy.network.encode(params, example.context, 1.0)
-    rolled = hybrid.roll_out(
-        policy, params, embedding, example.optimizer, roll_key, temperature=1.0
-    )
-    return hybrid.tube_states(policy, example.tokens, tube_key), rolled
+    rolled = kernels.roll_out(policy, params, embedding, example.teacher, roll_key, temperature=1.0)
+    return kernels.tube_states(policy, example.tokens, tube_key), rolled
 
 
 @pytest.mark.parametrize("config", [CERTAIN, LITERAL], ids=["well_posed", "paper_literal"])
@@ -294,7 +292,7 @@ def test_the_loss_reports_what_to_watch():
         for length in range(1, NUM_STEPS + 1)
     ]
     np.testing.assert_allclose(info["residual_by_length"], by_length, rtol=1e-4)
-    forward, backward = hybrid.kernels_along(policy, params, 0.7, EXAMPLE, off)
+    forward, backward = kernels.kernels_along(policy, params, 0.7, EXAMPLE, off)
     for name, kernel in (("log_std", forward), ("backward_log_std", backward)):
         expected = np.mean(np.float64(kernel.log_std)[:, MASK], axis=1)
         np.testing.assert_allclose(info[name], expected, rtol=1e-5)
@@ -369,7 +367,7 @@ def test_condition_dropout_replaces_the_context_at_its_rate():
     policy = make_policy(dataclasses.replace(CERTAIN, condition_dropout=0.25))
     params = random_params() | {"unknown": jnp.float32(-1.0)}
     keys = jax.random.split(KEY, 4000)
-    embeddings = jax.vmap(lambda k: hybrid.embed(policy, params, EXAMPLE.context, k))(keys)
+    embeddings = jax.vmap(lambda k: kernels.embed(policy, params, EXAMPLE.context, k))(keys)
     assert set(np.asarray(embeddings).tolist()) == {-1.0, np.float32(0.7).item()}
     dropped = np.mean(embeddings == -1.0)
     assert abs(dropped - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 4000)
@@ -381,7 +379,7 @@ def test_condition_dropout_replaces_the_context_at_its_rate():
 def test_tube_states_have_the_widths_of_the_tube():
     policy = make_policy()
     keys = jax.random.split(KEY, 4000)
-    states = np.asarray(jax.vmap(lambda k: hybrid.tube_states(policy, EXAMPLE.tokens, k))(keys))
+    states = np.asarray(jax.vmap(lambda k: kernels.tube_states(policy, EXAMPLE.tokens, k))(keys))
     tau = np.geomspace(0.1, 0.3, NUM_STEPS + 1)[:, None].repeat(len(REAL), 1)
     np.testing.assert_allclose(states.std(axis=0)[:, MASK], tau, rtol=0.06)
     error = states.mean(axis=0)[:, MASK] - EXAMPLE.tokens[:, MASK]
@@ -391,7 +389,7 @@ def test_tube_states_have_the_widths_of_the_tube():
 
 def test_without_perturbation_the_stored_states_themselves_are_scored():
     policy = make_policy(dataclasses.replace(CERTAIN, perturb=False))
-    np.testing.assert_array_equal(hybrid.tube_states(policy, EXAMPLE.tokens, KEY), EXAMPLE.tokens)
+    np.testing.assert_array_equal(kernels.tube_states(policy, EXAMPLE.tokens, KEY), EXAMPLE.tokens)
 
 
 def mean_path(config, params, embedding, num_steps=NUM_STEPS):
@@ -413,7 +411,7 @@ def mean_path(config, params, embedding, num_steps=NUM_STEPS):
 @pytest.mark.parametrize("config", [CERTAIN, LITERAL], ids=["well_posed", "paper_literal"])
 def test_a_cold_roll_out_repeats_the_means(config, num_steps):
     policy, params = make_policy(config), random_params()
-    states = hybrid.roll_out(policy, params, 0.7, 0, KEY, temperature=0.0, num_steps=num_steps)
+    states = kernels.roll_out(policy, params, 0.7, 0, KEY, temperature=0.0, num_steps=num_steps)
     expected = mean_path(config, params, 0.7)[: (num_steps or NUM_STEPS) + 1]
     np.testing.assert_allclose(states, expected, rtol=1e-5, atol=1e-6)
 
@@ -425,7 +423,7 @@ def test_sampled_roll_outs_have_the_moments_of_the_chain(temperature):
     params["offset"] = params["offset"].at[1].set(0.2)
     params["gain"] = jnp.float32([0.4, 0, 0, 0])
     keys = jax.random.split(KEY, num_samples)
-    roll_out = functools.partial(hybrid.roll_out, policy, params, 1.0, 0, temperature=temperature)
+    roll_out = functools.partial(kernels.roll_out, policy, params, 1.0, 0, temperature=temperature)
     states = np.asarray(jax.vmap(roll_out)(keys))
     tau = np.geomspace(0.1, 0.3, NUM_STEPS + 1)
     std = [temperature * 0.1]
@@ -441,7 +439,7 @@ def test_sampled_roll_outs_have_the_moments_of_the_chain(temperature):
 
 def test_guidance_exaggerates_the_drift_of_the_context():
     policy, params = make_policy(), random_params()
-    roll_out = functools.partial(hybrid.roll_out, policy, params, 0.7, 0, KEY)
+    roll_out = functools.partial(kernels.roll_out, policy, params, 0.7, 0, KEY)
     plain = roll_out(temperature=1.0)
     np.testing.assert_array_equal(
         roll_out(temperature=1.0, unconditional=jnp.float32(0.1), guidance=0.0), plain
@@ -454,7 +452,7 @@ def test_guidance_exaggerates_the_drift_of_the_context():
 def test_guidance_leaves_the_noise_alone():
     """Where only the log standard deviation depends on the context, guidance changes nothing."""
     policy, params = make_policy(), random_params() | {"gain": jnp.float32([0, 2, 0, 0])}
-    roll_out = functools.partial(hybrid.roll_out, policy, params, 0.7, 0, KEY, temperature=1.0)
+    roll_out = functools.partial(kernels.roll_out, policy, params, 0.7, 0, KEY, temperature=1.0)
     guided = roll_out(unconditional=jnp.float32(0.1), guidance=2.0)
     np.testing.assert_allclose(guided, roll_out(), rtol=1e-6)
 

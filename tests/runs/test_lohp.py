@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from lohp_jax.methods.setting import family_of
 
-from lohp_jax.runs import lohp as runs
+from lohp_jax import export, files
+from lohp_jax.runs import stage
 from lohp_jax.runs.config import (
     FamilyConfig,
     PrepareConfig,
@@ -21,7 +21,12 @@ from lohp_jax.runs.config import (
     resolve,
     to_json,
 )
-from lohp_jax.trajectories.store import create
+from lohp_jax.runs.directory import environment
+from lohp_jax.runs.families import family_of
+from lohp_jax.tasks.door import describe_family
+from lohp_jax.trajectories import store as stores
+from lohp_jax.trajectories.prepare import template
+from lohp_jax.trajectories.teachers import make_teachers
 
 CONFIG = RunConfig(methods=("lohp",), prepare=PrepareConfig(num_tasks=4, optimizers=("sgd",)))
 
@@ -32,10 +37,14 @@ def names(directory):
 
 def test_a_new_run_keeps_its_resolved_config(tmp_path):
     directory = tmp_path / "deep" / "run"
-    config = runs.open_run(directory, CONFIG)
-    assert config == resolve(CONFIG) == runs.open_run(directory) == runs.open_run(directory, CONFIG)
+    config = stage.open_run(directory, CONFIG)
+    assert (
+        config == resolve(CONFIG) == stage.open_run(directory) == stage.open_run(directory, CONFIG)
+    )
     stored = json.loads((directory / "config.json").read_text())
-    assert stored.pop("schema") == runs.SCHEMA
+    assert stored.pop("schema") == files.SCHEMA
+    described = stored.pop("description")
+    assert described == json.loads(json.dumps(describe_family(family_of(config))._asdict()))
     assert stored == json.loads(json.dumps(to_json(config)))
     assert names(directory) == ["config.json"]
 
@@ -50,15 +59,15 @@ def test_a_new_run_keeps_its_resolved_config(tmp_path):
         ),
         (
             dataclasses.replace(CONFIG, prepare=PrepareConfig(num_tasks=4, optimizers=("adam",))),
-            r"prepare.optimizers is \('sgd',\) there and \('adam',\) here",
+            r"prepare.optimizers is \['sgd'\] there and \['adam'\] here",
         ),
     ],
 )
 def test_a_run_with_another_config_is_refused(tmp_path, changed, difference):
-    runs.open_run(tmp_path, CONFIG)
+    stage.open_run(tmp_path, CONFIG)
     before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(ValueError, match=difference):
-        runs.open_run(tmp_path, changed)
+        stage.open_run(tmp_path, changed)
     assert (tmp_path / "config.json").read_bytes() == before
 
 
@@ -73,13 +82,13 @@ def test_a_run_with_another_config_is_refused(tmp_path, changed, difference):
 )
 def test_a_config_without_sense_leaves_no_directory(tmp_path, bad):
     with pytest.raises(ValueError):
-        runs.open_run(tmp_path / "run", bad)
+        stage.open_run(tmp_path / "run", bad)
     assert not names(tmp_path)
 
 
 def test_no_run(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config.json is missing.*lohp prepare --out"):
-        runs.open_run(tmp_path)
+        stage.open_run(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "{}", '{"schema": 2}', "\udcff"])
@@ -87,14 +96,14 @@ def test_damaged_json_is_named(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=r"config.json .*Nothing was deleted") as caught:
-        runs.read_json(path)
+        files.read_json(path)
     assert ("schema 2" in str(caught.value)) == ("schema" in text)
     assert path.exists()
 
 
 def test_json_round_trip(tmp_path):
-    runs.write_json(tmp_path / "x.json", {"schema": runs.SCHEMA, "a": [1, 2.5, None, "ü"]})
-    assert runs.read_json(tmp_path / "x.json") == {"a": [1, 2.5, None, "ü"]}
+    files.write_json(tmp_path / "x.json", {"schema": files.SCHEMA, "a": [1, 2.5, None, "ü"]})
+    assert files.read_json(tmp_path / "x.json") == {"a": [1, 2.5, None, "ü"]}
     assert names(tmp_path) == ["x.json"]
 
 
@@ -105,17 +114,17 @@ def full(*args, **kwargs):
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch, step):
     path = tmp_path / "results.json"
-    runs.write_json(path, {"schema": runs.SCHEMA, "old": True})
+    files.write_json(path, {"schema": files.SCHEMA, "old": True})
     monkeypatch.setattr(os, step, full)
     with pytest.raises(OSError, match=r"No space left.*intact.*results.json") as caught:
-        runs.write_json(path, {"schema": runs.SCHEMA, "old": False})
+        files.write_json(path, {"schema": files.SCHEMA, "old": False})
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(path)
-    assert runs.read_json(path) == {"old": True} and names(tmp_path) == ["results.json"]
+    assert files.read_json(path) == {"old": True} and names(tmp_path) == ["results.json"]
 
 
 def test_weights_are_named_by_their_path(tmp_path):
     weights = {"mlp/~/linear_0": {"w": jnp.arange(6.0).reshape(2, 3).T}, "head": {"b": jnp.ones(1)}}
-    runs.write_weights(tmp_path / "new" / "w.safetensors", weights)
+    export.write_weights(tmp_path / "new" / "w.safetensors", weights)
     read = safetensors.numpy.load_file(tmp_path / "new" / "w.safetensors")
     assert read.keys() == {"mlp/~/linear_0.w", "head.b"}
     np.testing.assert_array_equal(read["mlp/~/linear_0.w"], weights["mlp/~/linear_0"]["w"])
@@ -129,47 +138,43 @@ def test_weights_are_named_by_their_path(tmp_path):
     ],
 )
 def test_teachers_are_named_by_their_optimizer(optimizers, expected):
-    config = dataclasses.replace(CONFIG, prepare=PrepareConfig(optimizers=optimizers))
-    assert runs.teacher_names(config) == expected
+    assert [f"teacher_{teacher.name}" for teacher in make_teachers(optimizers, 20)] == expected
 
 
 def test_start_depends_on_the_seed_alone():
     config = resolve(dataclasses.replace(CONFIG, tasks=FamilyConfig(network="mlp")))
     family = family_of(config)
-    first, again = (runs.start_of(config, family) for _ in range(2))
+    first, again = (stage.start_of(config, family) for _ in range(2))
     more_tasks = dataclasses.replace(config, prepare=PrepareConfig(num_tasks=99))
-    other = runs.start_of(dataclasses.replace(config, seed=1), family)
+    other = stage.start_of(dataclasses.replace(config, seed=1), family)
     same = [
-        jax.tree.map(np.array_equal, first, p) for p in (again, runs.start_of(more_tasks, family))
+        jax.tree.map(np.array_equal, first, p) for p in (again, stage.start_of(more_tasks, family))
     ]
     assert all(jax.tree.leaves(same))
     assert not np.array_equal(first["head"]["w"], other["head"]["w"])
 
 
 def test_environment_tells_versions_platform_and_device():
-    environment = runs.environment()
-    assert environment["versions"]["jax"] == jax.__version__
-    assert all(environment[name] for name in ("python", "platform", "device", "cpu_cores"))
-    json.dumps(environment)
+    found = environment()
+    assert found["versions"]["jax"] == jax.__version__
+    assert all(found[name] for name in ("python", "platform", "device", "cpu_cores"))
+    json.dumps(found)
 
 
 def test_steps_of_what_was_never_trained(tmp_path):
-    assert runs.trained_steps(tmp_path, "lohp") == 0
+    assert stage.trained_steps(tmp_path, "lohp") == 0
 
 
 def test_training_needs_all_trajectories(tmp_path):
-    config = runs.open_run(tmp_path, CONFIG)
+    config = stage.open_run(tmp_path, CONFIG)
     with pytest.raises(FileNotFoundError, match="lohp prepare --out"):
-        runs.train_run(tmp_path, config, "lohp")
-    store = create(tmp_path / "trajectories", {})
-    store.write("0", {"losses": np.zeros((2, 3))}, num_dropped=1)
+        stage.open_stage(tmp_path, config)
+    family = family_of(config)
+    like = template(family, stage.start_of(config, family), config.prepare.num_steps)
+    store = stores.create(tmp_path / "trajectories", {}, like)
+    none = jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape), leaf.dtype), like)
+    store.write("0", none, num_dropped=3)
     with pytest.raises(
         ValueError, match=r"has 3 of 4 trajectories.*lohp prepare --out .* --resume"
     ):
-        runs.train_run(tmp_path, config, "lohp")
-
-
-def test_consolidation_needs_lohp(tmp_path):
-    config = runs.open_run(tmp_path, CONFIG)
-    with pytest.raises(ValueError, match=r"has 0 of \d+ updates of lohp; .*--method lohp --resume"):
-        runs.evaluate_run(tmp_path, config)
+        stage.open_stage(tmp_path, config)

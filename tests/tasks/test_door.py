@@ -52,7 +52,7 @@ def test_a_family_is_described():
 def test_our_own_families_fit():
     description = describe_family(make_family("digits_5way"))
     assert description.measure == "accuracy" and description.higher_is_better
-    assert description.context["['labels']"] == "int32[50]"
+    assert description.context["['y']"] == "int32[50]"
 
 
 def test_nothing_is_computed():

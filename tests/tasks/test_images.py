@@ -61,7 +61,7 @@ def losses_oracle(params, pool, data):
 
 
 def context_loss_oracle(params, context):
-    pairs = zip(context["images"], context["labels"], strict=True)
+    pairs = zip(context["x"], context["y"], strict=True)
     return np.mean([-log_prob_oracle(params, image)[label] for image, label in pairs])
 
 
@@ -109,10 +109,10 @@ def test_context_holds_distinct_training_images_of_each_label(kind, teacher_data
     for seed in range(5):
         data = sampled(family, seed)
         context = family.context(data, jax.random.key(100 + seed))
-        assert set(context) == {"images", "labels"}
+        assert set(context) == {"x", "y"}
         expected = np.repeat(np.arange(family.num_classes), SHOTS)
-        np.testing.assert_array_equal(context["labels"], expected)
-        where = identify(context["images"])
+        np.testing.assert_array_equal(context["y"], expected)
+        where = identify(context["x"])
         assert len(set(where)) == family.num_classes * SHOTS
         label_of = dict(zip(data["classes"].tolist(), data["labels"].tolist(), strict=True))
         np.testing.assert_array_equal([label_of[c] for c, _ in where], expected)
@@ -122,7 +122,7 @@ def test_context_holds_distinct_training_images_of_each_label(kind, teacher_data
 def test_support_of_as_many_shots_as_images_takes_all_of_a_class(kind):
     family = make(kind, shots=NUM_TRAIN)
     data = sampled(family)
-    where = identify(family.context(data, jax.random.key(0))["images"])
+    where = identify(family.context(data, jax.random.key(0))["x"])
     assert len(set(where)) == family.num_classes * NUM_TRAIN
 
 
@@ -132,7 +132,7 @@ def test_with_full_data_every_key_draws_a_support_from_all_images(kind):
     data = sampled(family)
     keys = jax.random.split(jax.random.key(0), 200)
     contexts = jax.jit(jax.vmap(family.context, (None, 0)))(data, keys)
-    supports = [frozenset(identify(images)) for images in contexts["images"]]
+    supports = [frozenset(identify(images)) for images in contexts["x"]]
     assert len(set(supports)) > 20
     every = {(c, n) for c in data["classes"].tolist() for n in range(NUM_TRAIN)}
     assert frozenset().union(*supports) == every
@@ -257,9 +257,9 @@ def test_renaming_the_labels_permutes_the_class_axes(kind, network):
         family.evaluate(permuted, renamed), family.evaluate(params, data), rtol=1e-5
     )
     before, after = family.context(data, key), family.context(renamed, key)
-    blocks = before["images"].reshape(-1, SHOTS, *SHAPE)
-    np.testing.assert_array_equal(after["images"].reshape(blocks.shape), blocks[order, :])
-    np.testing.assert_array_equal(after["labels"], before["labels"])
+    blocks = before["x"].reshape(-1, SHOTS, *SHAPE)
+    np.testing.assert_array_equal(after["x"].reshape(blocks.shape), blocks[order, :])
+    np.testing.assert_array_equal(after["y"], before["y"])
 
 
 @both_regimes

@@ -50,7 +50,7 @@ def test_defaults_of_the_family(name, num_labels):
     family = make_family(name)
     assert (family.name, family.num_classes) == (name, num_labels)
     context = family.context(family.sample(jax.random.key(0)), jax.random.key(1))
-    assert context["images"].shape == (num_labels * FAMILIES[name].shots, 8, 8, 1)
+    assert context["x"].shape == (num_labels * FAMILIES[name].shots, 8, 8, 1)
     expected = make_family(name, network=FAMILIES[name].network).class_axes
     assert family.class_axes == expected
 
@@ -59,9 +59,9 @@ def test_defaults_of_the_family(name, num_labels):
 def test_the_size_of_the_support_is_an_option(shots):
     family = make_family("digits_5way", shots=shots)
     context = family.context(family.sample(jax.random.key(0)), jax.random.key(1))
-    assert context["images"].shape[0] == 5 * shots
+    assert context["x"].shape[0] == 5 * shots
     pool = {image.tobytes() for image in digits().train.reshape(-1, 64)}
-    assert all(np.asarray(image).tobytes() in pool for image in context["images"])
+    assert all(np.asarray(image).tobytes() in pool for image in context["x"])
 
 
 @pytest.mark.parametrize(

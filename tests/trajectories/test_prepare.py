@@ -5,6 +5,9 @@ import errno
 import functools
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from typing import Any, NamedTuple
 
 import chex
@@ -215,10 +218,13 @@ def test_independent_starts_are_fresh(tmp_path):
     [
         ({"start": "share"}, "prepare: start must be one of .* got 'share'"),
         ({"teachers": ("sgdd",)}, "got 'sgdd'; did you mean 'sgd'"),
+        ({"teachers": ("velo:no.state",)}, "there is no file 'no.state'"),
+        ({"num_tasks": 0}, "num_tasks must be at least 1, got 0"),
+        ({"num_steps": 0}, "num_steps must be a positive whole number, got 0"),
     ],
 )
 def test_bad_settings_write_nothing(tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         run(tmp_path / "store", **changes)
     assert not (tmp_path / "store").exists()
 
@@ -345,3 +351,46 @@ def test_damage_is_found_before_going_on(whole, tmp_path):
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match=r"leaf-000.npy of shard '00-sgd-000000' is damaged"):
         run(tmp_path / "store")
+
+
+def test_an_interrupted_run_of_learned_teachers_resumes_to_the_same_bytes(tmp_path):
+    def interrupt(done, total):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "store", ["hub:0.05"], on_progress=interrupt)
+    assert len(open_store(tmp_path / "store").shards()) == 1
+    run(tmp_path / "store", ["hub:0.05"])
+    whole = run(tmp_path / "whole", ["hub:0.05"])
+    assert files(tmp_path / "store") == files(tmp_path / "whole")
+    assert len(whole) == NUM_TASKS
+
+
+MANY = ("hub:0.05", "sam:0.1", "adam:0.1", "small:0.1")
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[2])
+import test_prepare as test
+
+test.module._LARGEST_SHARD = 4
+test.run(sys.argv[1], test.MANY, on_progress=lambda done, total: done == 18 and os.kill(os.getpid(), 9))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_learned_and_sharp_teachers_resumes_to_the_same_bytes(tmp_path):
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED, tmp_path / "store", os.path.dirname(__file__)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
+    assert len(open_store(tmp_path / "store").shards()) == 5  # of 12, amid those of sam
+    run(tmp_path / "store", MANY)
+    store = run(tmp_path / "whole", MANY)
+    assert files(tmp_path / "store") == files(tmp_path / "whole")
+    ends = [of_teacher(store, index)["losses"][:, -1].mean() for index in range(4)]
+    assert len(set(ends)) == 4
+    assert store.shards()[3] == "01-sam-000000"

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from lohp_jax.optimizers import make_optimizer, sam
+from lohp_jax.optimizers import hub, make_optimizer, pretrained_optimizer, sam
 from lohp_jax.tasks import make_family
 from lohp_jax.trajectories.rollout import diverged, over_tasks, rollout
 from lohp_jax.types import TaskFamily, Trajectory
@@ -158,6 +158,63 @@ def test_one_compilation_serves_all_tasks_starts_and_learning_rates():
         for scale, seed, rate in ((1, 0, 0.01), (2, 1, 0.01), (2, 1, 0.02))
     ]
     assert len({tuple(end.tolist()) for end in ends}) == 3
+
+
+@pytest.mark.parametrize(
+    "wrapped, alone",
+    [
+        (optax.MultiSteps(sam(optax.sgd(0.02)), 1), sam(optax.sgd(0.02))),
+        (optax.GradientTransformation(*sam(optax.sgd(0.02))), sam(optax.sgd(0.02))),
+        (hub(optax.MultiSteps(sam(optax.sgd(0.02)), 1), optax.sgd(0.1)), None),
+    ],
+    ids=["multi-steps", "plain-tuple", "arm-of-hub"],
+)
+def test_what_an_optimizer_takes_reaches_it_whatever_wraps_it(wrapped, alone):
+    alone = alone or hub(sam(optax.sgd(0.02)), optax.sgd(0.1))
+    actual, expected = (
+        rollout(BOWL, optimizer, TARGET, PARAMS, KEY, num_steps=4) for optimizer in (wrapped, alone)
+    )
+    chex.assert_trees_all_close(actual, expected, rtol=1e-5)
+
+
+def test_steps_may_be_gathered_around_a_learned_optimizer():
+    optimizer = optax.MultiSteps(pretrained_optimizer("small", 2), 2)
+    states = rollout(BOWL, optimizer, TARGET, PARAMS, KEY, num_steps=4).states["w"]
+    np.testing.assert_array_equal(states[0], states[1])
+    np.testing.assert_array_equal(states[2], states[3])
+    assert np.all(states[1] != states[2]) and np.all(states[3] != states[4])
+
+
+def test_an_update_is_offered_only_what_it_names():
+    def update(gradient, state, params, value):
+        return jax.tree.map(lambda g: -0.01 * value * g, gradient), state
+
+    optimizer = optax.GradientTransformation(lambda params: (), update)
+    states, losses, _ = rollout(BOWL, optimizer, TARGET, PARAMS, KEY, num_steps=1)
+    gradient = jax.grad(bowl_loss)(PARAMS, TARGET, None)["w"]
+    np.testing.assert_allclose(states["w"][1], PARAMS["w"] - 0.01 * losses[0] * gradient, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [optax.sgd, lambda rate: sam(optax.sgd(rate), rho=1e-6)])
+def test_complex_parameters_go_downhill(make):
+    centre = np.complex64(1 + 2j)
+    family = family_of(lambda z, data, key: jnp.sum(jnp.abs(z - centre) ** 2))
+    losses = rollout(family, make(0.1), None, np.zeros(1, np.complex64), KEY, num_steps=20).losses
+    np.testing.assert_allclose(losses, 5 * 0.64 ** np.arange(21), rtol=1e-3)  # |1 - .2|^2 a step
+
+
+@pytest.mark.parametrize("wrap", [lambda o: o, optax.chain, sam], ids=["alone", "chain", "sam"])
+def test_line_searches_run(wrap):
+    family = family_of(lambda x, data, key: jnp.sum(data * (x - 1.0) ** 2))
+    run = jax.jit(
+        lambda start: rollout(
+            family, wrap(optax.lbfgs()), jnp.float32([1.0, 10.0, 100.0]), start, KEY, num_steps=10
+        )
+    )
+    trajectory = run(jnp.zeros(3))
+    if wrap is not sam:
+        np.testing.assert_allclose(trajectory.states[-1], np.ones(3), atol=1e-4)
+    assert trajectory.losses[-1] < 1e-2 * trajectory.losses[0]
 
 
 def test_double_precision_is_kept():
