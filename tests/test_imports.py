@@ -266,11 +266,9 @@ def test_a_question_for_the_name_of_a_method_is_found(source, lines):
 
 LONGEST = 60
 TOO_LONG = {
-    "diffusion.loss.make_loss": 73,
     "networks.policy.make_policy_network": 92,
     "optimizers.hub.hub": 68,
     "optimizers.lgl2o.lgl2o": 79,
-    "optimizers.meta.training_unroll": 67,
     "optimizers.mixing.mix_optimizers": 78,
     "optimizers.trust.hub_trust": 67,
     "optimizers.trust.trust_mixer": 78,

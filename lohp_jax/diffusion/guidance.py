@@ -254,8 +254,8 @@ def observe(
     """
     keep = dict.fromkeys(config.parts, 1.0) if keep is None else keep
     on = {part: w for part, w in weights.items() if part in GRADIENTS and w != 0}
-    how = {"probes": config.probes, "around": config.around, "with_snr": _needs_snr(config, on)}
-    gradients = gradients_at(objective, z, log_snr, key, parts=tuple(on), **how)
+    options = {"probes": config.probes, "around": config.around, "with_snr": _needs_snr(config, on)}
+    gradients = gradients_at(objective, z, log_snr, key, parts=tuple(on), **options)
     vectors, scalars = [] if previous is None else [previous], []
     for part in (part for part in GRADIENTS if part in config.parts):
         trust = gradients.log_snr.get(part, jnp.zeros(()))

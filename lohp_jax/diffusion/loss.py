@@ -1,4 +1,15 @@
-"""The loss of one problem: reconstruction and task, stateless or over a roll-out."""
+"""The loss of one problem: reconstruction and task, stateless or over a roll-out.
+
+At one noise level the loss is α reconstruction + (1 - α) task. The reconstruction is the mean squared
+error of the prediction. The task loss is the gap f(x_0) - f* over the gap of the family's start, or over
+f*, which has no units, bent by log1p where it is positive so that far points do not rule. It is weighted
+by α_t²: where z is all noise, x_0 is the mean of all solutions, and f there says nothing.
+
+Stateless training hides the solution, or a point of the oracle in its place, in noise of a random level.
+A roll-out starts from noise and follows DDIM on the denoiser's own x_0, which it is fed with one step
+later; the gradient runs through `window` steps. It draws each roll-out to the one label, so that it is
+for problems with one solution.
+"""
 
 from collections.abc import Callable
 
@@ -28,17 +39,6 @@ def make_loss(
 ) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
     """Builds `(params, solved, key) -> (loss, metrics)` of one problem.
 
-    At one noise level the loss is α reconstruction + (1 - α) task. The reconstruction is the mean
-    squared error of the prediction. The task loss is the gap f(x_0) - f* over the gap of the family's
-    start, or over f*, which has no units, bent by log1p where it is positive so that far points do not
-    rule. It is weighted by α_t²: where z is all noise, x_0 is the mean of all solutions, and f there
-    says nothing.
-
-    Stateless training hides the solution, or a point of the oracle in its place, in noise of a random
-    level. A roll-out starts from noise and follows DDIM on the denoiser's own x_0, which it is fed with
-    one step later; the gradient runs through `window` steps. It draws each roll-out to the one label, so
-    that it is for problems with one solution.
-
     Args:
       family: the problems.
       config: settings.
@@ -47,17 +47,14 @@ def make_loss(
     """
     network = make_network(config.network)
     weights = guiding.resolve_weights(config.guidance, None)
-    parts = config.guidance.parts
-    dropout = config.guidance.dropout * (len(parts) if len(config.guidance.dropout) == 1 else 1)
 
     def loss_fn(params, item, key):
         # all at once: every call of jax.random adds 0.4 s to the compilation
         uniform_key, normal_key, key = jax.random.split(key, 3)
-        chance = jax.random.uniform(uniform_key, (4 + len(parts),))
+        chance = jax.random.uniform(uniform_key, (4 + len(config.guidance.parts),))
         problem = family.sample(item.key, "train")
         centre, scale = frame_of(family, config, warm, problem)
-        kept = (chance[4:] >= jnp.array(dropout)).astype(jnp.float32)
-        keep = dict(zip(parts, kept, strict=True))
+        keep = _keep(config.guidance, chance[4:])
         see = make_observer(family, config, params["gates"], problem, (centre, scale), weights)
         target = (item.solution - centre) / scale
         counts = 1.0 - (jnp.max(jnp.abs(target)) > REACH)  # also where it is NaN, to be found
@@ -93,6 +90,13 @@ def make_loss(
         return values["loss"], values
 
     return loss_fn
+
+
+def _keep(config: guiding.GuidanceConfig, chance: jax.Array) -> dict[str, jax.Array]:
+    """Part -> 0 to drop it or 1, from a uniform number for each."""
+    rates = config.dropout * (len(config.parts) if len(config.dropout) == 1 else 1)
+    kept = (chance >= jnp.array(rates)).astype(jnp.float32)
+    return dict(zip(config.parts, kept, strict=True))
 
 
 def task_loss(unit: str, value: jax.Array, item: Solved) -> jax.Array:

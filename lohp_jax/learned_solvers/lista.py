@@ -61,9 +61,7 @@ def train_lista(
       DivergedError if training diverges.
     """
     check_option("lista", "form", form, get_args(Form))
-    for name, count in (("num_layers", num_layers), ("batch_size", batch_size)):
-        if count < 1:
-            raise ValueError(f"lista: {name} must be at least 1, got {count}.")
+    _check_sizes(num_layers=num_layers, batch_size=batch_size)
     _check_family(form, family)
     unroll = {"matrices": _matrices, "steps": _steps}[form](family)
     optimizer = make_optimizer(updates, learning_rate)
@@ -178,6 +176,12 @@ def _start(form: Form, family: ProblemFamily, problem: PyTree, num_layers: int) 
     }
     layers = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], num_layers, axis=0), layer)
     return {**layers, "momentum": jnp.tile(momentum[:, None], (1, n))}
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, count in sizes.items():
+        if count < 1:
+            raise ValueError(f"lista: {name} must be at least 1, got {count}.")
 
 
 def _check_family(form: Form, family: ProblemFamily) -> None:

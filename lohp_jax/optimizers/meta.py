@@ -147,17 +147,8 @@ def training_unroll(
         data = family.sample(jax.random.split(key, 4)[0], "train")
         optimizer = with_extra_args(make_optimizer(meta, state.num_steps))
 
-        def loss_fn(weights, key):
-            return family.loss(jax.tree.map(jnp.multiply, weights, state.scale), data, key)
-
-        def step(carry, key):
-            weights, opt_state = carry
-            value, gradients = jax.value_and_grad(loss_fn)(weights, key)
-            updates, opt_state = optimizer.update(gradients, opt_state, weights, value=value)
-            return (optax.apply_updates(weights, updates), opt_state), bounded(value)
-
         keys = jax.random.split(step_key, truncation)
-        (weights, opt_state), losses = jax.lax.scan(step, (state.weights, state.opt_state), keys)
+        (weights, opt_state), losses = _train_on(family, optimizer, data, state, keys)
         loss = losses.mean()
         if query_weight:
             params = jax.tree.map(jnp.multiply, weights, state.scale)
@@ -168,6 +159,27 @@ def training_unroll(
         return state, loss, reached >= state.stop
 
     return Unroll(start, advance)
+
+
+def _train_on(
+    family: TaskFamily,
+    optimizer: optax.GradientTransformationExtraArgs,
+    data: PyTree,
+    state: Training,
+    keys: jax.Array,
+) -> tuple[tuple[Params, optax.OptState], jax.Array]:
+    """Weights and state of the optimizer after a step for each key, and the losses on the way."""
+
+    def loss_fn(weights, key):
+        return family.loss(jax.tree.map(jnp.multiply, weights, state.scale), data, key)
+
+    def step(carry, key):
+        weights, opt_state = carry
+        value, gradients = jax.value_and_grad(loss_fn)(weights, key)
+        updates, opt_state = optimizer.update(gradients, opt_state, weights, value=value)
+        return (optax.apply_updates(weights, updates), opt_state), bounded(value)
+
+    return jax.lax.scan(step, (state.weights, state.opt_state), keys)
 
 
 def bounded(loss: jax.Array) -> jax.Array:
