@@ -143,8 +143,9 @@ def test_the_run_knows_where_the_family_and_the_method_come_from(copied):
     assert ends["w"].shape == (6, 5, 1, 4)
 
 
-def test_a_method_of_ones_own_generates_by_its_name(copied, folder):
-    options = ("--method", "mean_end", "--weights", "w.safetensors", "--json")
+@pytest.mark.parametrize("method", ["mean_end", "mine.py:mean_end"])
+def test_a_method_of_ones_own_generates_by_its_name(copied, method):
+    options = ("--method", method, "--weights", "w.safetensors", "--json")
     code, out, err = lohp("generate", "--out", copied, *options)
     assert code == 0, err
     assert json.loads(out)["objective"][0] > 0
