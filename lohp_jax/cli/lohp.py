@@ -32,6 +32,10 @@ from lohp_jax.trajectories.store import Store
 from lohp_jax.types import Progress, TaskFamily
 
 Config = Annotated[RunConfig, tyro.conf.arg(name="")]
+Named = Annotated[
+    str,
+    tyro.conf.arg(help=f"One of {', '.join(METHODS)}, or your own as path/to/file.py:attribute."),
+]
 
 
 def run(
@@ -81,7 +85,7 @@ def prepare(
 
 def train(
     out: pathlib.Path,
-    method: str = "lohp",
+    method: Named = "lohp",
     resume: bool = False,
     strategy: Strategy = "jit",
     json: bool = False,
@@ -90,7 +94,7 @@ def train(
 
     Args:
         out: run directory of `lohp prepare`.
-        method: what to train, by name or as path/to/file.py:attribute.
+        method: what to train, by name or where it is.
         resume: continue from the newest checkpoint, if there is one.
         strategy: one device, or every batch shared among all of them.
         json: print a summary as JSON.
@@ -114,7 +118,7 @@ def generate(
     out: pathlib.Path,
     weights: pathlib.Path,
     support: pathlib.Path | None = None,
-    method: str = "lohp",
+    method: Named = "lohp",
     num_samples: int = 1,
     temperature: float = 0.0,
     guidance: float = 0.0,
@@ -128,7 +132,7 @@ def generate(
         weights: file to write, safetensors; every array has a leading axis of samples.
         support: .npz file with the arrays of a context, such as `x` [n, ...] and `y` [n]; unset for a
             held-out task, whose score is then printed.
-        method: which trained method, by name or as path/to/file.py:attribute.
+        method: which trained method, by name or where it is.
         num_samples: independent samples.
         temperature: factor of the policy's standard deviations; 0 follows its means.
         guidance: how far to exaggerate the effect of the support.
