@@ -59,14 +59,12 @@ def make_codec(
       params: pytree of floating-point arrays, or of their `jax.ShapeDtypeStruct`.
       channels: width of a token, >= 1.
       reference: centre of the standardisation, a pytree like `params`; None means zero.
-      scale: pytree like `params` of positive numbers that broadcast to the leaves, as
-        `standard_scale` makes; None for raw weights.
+      scale: pytree like `params` of positive numbers, see `standard_scale`; None for raw weights.
       class_axes: pytree like `params`, the axis of each leaf that counts the labels or -1; see
         `TaskFamily.class_axes`.
 
-    Raises: ValueError for an empty tree, a leaf that is no floating-point array, `channels` < 1,
-      class axes that a leaf lacks or that disagree on the number of labels, or a reference, scale
-      or class axes of another structure. `encode` and `decode` raise it for other shapes.
+    Raises: ValueError for an empty tree, a leaf that is no floating-point array, `channels` < 1, axes
+      that do not fit, or trees of other structures. `encode` and `decode` raise it for other shapes.
     """
     if channels < 1:
         raise ValueError(f"make_codec: channels must be at least 1, got {channels}.")

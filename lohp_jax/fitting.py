@@ -114,18 +114,17 @@ def fit(
       method: how to train; None for `lohp()`.
       key: randomness of tasks, starts and training; the result depends on it alone.
       teachers: optax transformations, names for `make_optimizer`, or pairs of a name and either.
-      directory: where trajectories, checkpoints and metrics are kept, for `load` and to resume. None
-        keeps everything in memory.
-      resume: go on in a directory that holds a run, which must have had the same arguments.
+      directory: for trajectories, checkpoints and metrics, to `load` or resume; None keeps no files.
+      resume: go on in a directory that holds a run with the same arguments.
       strategy: of `compile_update`, for training.
       on_progress: told of each shard of trajectories ("prepare") and each chunk of updates.
       **settings: of `FitConfig`: `num_tasks`, `num_steps`, `compression`, `updates` and more.
 
     Returns: the generator, for `generate`.
 
-    Raises: ValueError for a family whose functions do not fit together, bad settings, a directory that
-      holds another run or one without `resume`, or a teacher that diverges on every task;
-      DivergedError for a training that is not finite; OSError if the disk is full.
+    Raises: ValueError for a family whose functions do not fit, bad settings, a directory that holds
+      another run, or a teacher that diverges on every task; DivergedError for a training that is not
+      finite; OSError if the disk is full.
     """
     described = describe_family(family)._asdict()
     method, config = lohp() if method is None else method, _make_config(settings)
@@ -135,21 +134,23 @@ def fit(
     if directory is not None:
         directory = pathlib.Path(directory)
         _open_directory(directory, _described_run(described, method, kinds, config, key), resume)
+    sizes = {name: getattr(config, name) for name in ("num_tasks", "num_steps", "start_noise")}
     store = prepare(
         family,
         kinds,
         theta_0=theta_0,
-        **{name: getattr(config, name) for name in ("num_tasks", "num_steps", "start_noise")},
+        **sizes,
         key=prepare_key,
         directory=directory and directory / "trajectories",
         on_progress=_preparing(on_progress),
     )
     gathered = gather(family, store, theta_0, kinds, config)
-    saving = directory and saving_of(directory, gathered, described, kinds, config.checkpoint_every)
+    saving = None
+    if directory is not None:
+        saving = saving_of(directory, gathered, described, kinds, config.checkpoint_every)
     told = {"strategy": strategy, "saving": saving, "on_progress": on_progress}
-    sizes = config.updating()
-    params = train_method(method, gathered.space, gathered.dataset, sizes, train_key, **told)
-    return make_generator(method, gathered.space, params)
+    training = gathered.space, gathered.dataset, config.updating(), train_key
+    return make_generator(method, gathered.space, train_method(method, *training, **told))
 
 
 def _make_config(settings: dict[str, Any]) -> FitConfig:

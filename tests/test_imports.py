@@ -1,12 +1,18 @@
 """Imports run one way, and importing the package stays light."""
 
 import ast
+import importlib.resources
+import inspect
 import json
 import pathlib
 import subprocess
 import sys
+import tomllib
 
 import pytest
+
+import lohp_jax
+from lohp_jax.methods import METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -40,6 +46,10 @@ ONLY_MODULES = {
 HAIKU_PART = "networks"
 """The part of the package that may import Haiku."""
 
+GROUPS = (
+    *("data", "diffusion", "learned_solvers", "optimizers"),
+    *("policy", "problems", "solvers", "workloads"),
+)
 HEAVY = ("tensorflow_datasets", "matplotlib", "tyro", "sklearn", "safetensors", "orbax")
 
 
@@ -151,3 +161,168 @@ def test_import_is_light():
     loaded = {name.partition(".")[0] for name in json.loads(done.stdout)}
     assert {"lohp_jax", "jax", "haiku", "optax"} <= loaded
     assert not loaded.intersection(HEAVY)
+
+
+def module_graph():
+    """Each module of the package and the modules of the package that it imports at any time."""
+    sources = {param.id: param.values[1] for param in modules()}
+
+    def module_of(name):
+        while name not in sources and "." in name:
+            name = name.rpartition(".")[0]
+        return name
+
+    found = {
+        name: {module_of(n) for n in imported(source, name)} for name, source in sources.items()
+    }
+    return {name: (found[name] & sources.keys()) - {name} for name in sources}
+
+
+def circle(graph):
+    """The names of one circle, in its order; [] if there is none."""
+    done = set()
+
+    def visit(name, path):
+        if name in path:
+            return path[path.index(name) :]
+        if name in done:
+            return []
+        found = next((f for n in sorted(graph[name]) if (f := visit(n, [*path, name]))), [])
+        done.add(name)
+        return found
+
+    return next((found for name in sorted(graph) if (found := visit(name, []))), [])
+
+
+def test_no_modules_import_each_other():
+    graph = module_graph()
+    assert "lohp_jax.types" in graph["lohp_jax.methods.lohp"]
+    assert circle(graph) == []
+
+
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["b", "c"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+# --- methods are values
+
+
+def compared_names(source, names):
+    """Lines in which a string of `names` is compared, matched, or a key of a dict."""
+    lines = set()
+
+    def note(node):
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Constant) and inner.value in names:
+                lines.add(inner.lineno)
+
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare):
+            note(node)
+        elif isinstance(node, ast.MatchValue):
+            note(node.value)
+        elif isinstance(node, ast.Dict):
+            for key in node.keys:
+                if isinstance(key, ast.Constant):
+                    note(key)
+        elif isinstance(node, ast.Subscript):
+            note(node.slice)
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in (
+            *("startswith", "endswith", "get", "fullmatch", "match"),
+        ):
+            note(node)
+    return sorted(lines)
+
+
+def knows_the_table(module):
+    return part_of(module) in ("runs", "cli") or module == "lohp_jax.methods"
+
+
+@pytest.mark.parametrize("module, source", list(modules()))
+def test_no_code_asks_for_the_name_of_a_method(module, source):
+    if not knows_the_table(module):
+        assert compared_names(source, METHODS.keys()) == []
+
+
+@pytest.mark.parametrize(
+    "source, lines",
+    [
+        ('if method == "lohp":\n    pass', [1]),
+        ('if method.name in ("cloning", "lohp"):\n    pass', [1]),
+        ('if "lo_di" != name:\n    pass', [1]),
+        ('x = name.startswith("lohp")', [1]),
+        ('match name:\n    case "lo_op":\n        pass', [2]),
+        ('losses = {"cloning": 1,\n  "other": 2}', [1]),
+        ('losses["cloning"]', [1]),
+        ('method = Method("cloning", bind=bind)\nx = a == "clone"', []),
+    ],
+)
+def test_a_question_for_the_name_of_a_method_is_found(source, lines):
+    assert compared_names(source, METHODS.keys()) == lines
+
+
+# --- functions of a readable length
+
+LONGEST = 60
+TOO_LONG = {
+    "networks.policy.make_policy_network": 92,
+    "optimizers.hub.hub": 68,
+    "optimizers.lgl2o.lgl2o": 79,
+    "optimizers.mixing.mix_optimizers": 78,
+    "optimizers.trust.hub_trust": 67,
+    "optimizers.trust.trust_mixer": 78,
+    "problems.shifted.shifted_family": 78,
+    "tasks.images.image_family": 88,
+    "workloads.lane_keeping.lane_keeping": 70,
+    "workloads.siren.siren": 71,
+}
+"""Functions that are longer than they should be: none may grow, and none may join them."""
+
+
+def lengths(source):
+    """Lines of every function, docstring included."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, functions)]
+    return {node.name: node.end_lineno - node.lineno for node in found}
+
+
+def test_functions_stay_short():
+    long = {
+        f"{param.id.removeprefix('lohp_jax.')}.{name}": length
+        for param in modules()
+        for name, length in lengths(param.values[1]).items()
+        if length > LONGEST
+    }
+    grown = {name: n for name, n in long.items() if n > TOO_LONG.get(name, LONGEST)}
+    assert not grown, f"shorten {grown} to {LONGEST} lines"
+    assert long.keys() == TOO_LONG.keys(), "take what was shortened off TOO_LONG"
+
+
+# --- names
+
+
+def test_public_names_are_there_once():
+    names = lohp_jax.__all__
+    assert len(names) == len(set(names))
+    assert [name for name in names if not hasattr(lohp_jax, name)] == []
+
+
+def test_groups_offer_what_they_say():
+    groups = [getattr(lohp_jax, name) for name in lohp_jax.__all__]
+    groups = [group for group in groups if inspect.ismodule(group)]
+    assert {group.__name__ for group in groups} == {f"lohp_jax.{name}" for name in GROUPS}
+    for group in groups:
+        assert group.__all__ and all(hasattr(group, name) for name in group.__all__), group
+
+
+def test_an_optimizer_is_one_function_wherever_it_is_found():
+    for name in ("hub", "hub_trust", "lgl2o", "sam", "velo", "celo2", "load_theta"):
+        assert getattr(lohp_jax, name) is getattr(lohp_jax.optimizers, name)
+        assert inspect.isfunction(getattr(lohp_jax, name))
+
+
+def test_types_are_said_to_be_there():
+    assert importlib.resources.files(lohp_jax).joinpath("py.typed").is_file()
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "py.typed" in settings["tool"]["setuptools"]["package-data"]["lohp_jax"]

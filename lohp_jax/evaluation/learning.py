@@ -73,15 +73,16 @@ def make_trainer(
         for first in range(0, num_steps, segment):
             state, (loss, query_loss, accuracy) = advance(settings, keys, num_steps, state, first)
             losses.append(np.asarray(loss))
-        tail = max(1, int(_TAIL * len(losses)))
-        return {
-            "mean_loss": np.mean(losses, axis=0),
-            "final_loss": np.mean(losses[-tail:], axis=0),
-            "query_loss": np.asarray(query_loss),
-            "accuracy": np.asarray(accuracy),
-        }
+        end = {"query_loss": np.asarray(query_loss), "accuracy": np.asarray(accuracy)}
+        return _means(losses) | end
 
     return train
+
+
+def _means(losses: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Of the losses along a run, and of those in its last tenth."""
+    tail = max(1, int(_TAIL * len(losses)))
+    return {"mean_loss": np.mean(losses, axis=0), "final_loss": np.mean(losses[-tail:], axis=0)}
 
 
 def adam(setting: dict[str, jax.Array], num_steps: jax.Array) -> optax.GradientTransformation:

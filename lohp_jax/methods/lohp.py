@@ -7,7 +7,7 @@ from lohp_jax.methods.cloning import cloning_loss
 from lohp_jax.methods.common import policy_method, settings, weighted
 from lohp_jax.methods.hypernetwork import task_loss
 from lohp_jax.networks.policy import NetworkConfig
-from lohp_jax.policy.config import PRESETS, HybridConfig
+from lohp_jax.policy.config import PAPER_LITERAL, HybridConfig
 from lohp_jax.policy.hybrid import hybrid_loss
 from lohp_jax.types import Method
 
@@ -84,12 +84,12 @@ def lo_op(
 
 
 def paper_literal(*, network: NetworkConfig = NetworkConfig()) -> Method:
-    """The objective as published, which falls short; see `PRESETS`.
+    """The objective as published, which falls short; see `PAPER_LITERAL`.
 
     Args:
       network: sizes of the policy network.
     """
-    return _balanced("paper_literal", network, PRESETS["paper_literal"], settings(network=network))
+    return _balanced("paper_literal", network, PAPER_LITERAL, settings(network=network))
 
 
 def _balanced(name: str, network: NetworkConfig, balance: HybridConfig, config: dict) -> Method:

@@ -1,4 +1,4 @@
-"""Settings of the hybrid-policy objective, and its presets."""
+"""Settings of the hybrid-policy objective, and those of the paper."""
 
 import dataclasses
 from typing import Literal, get_args
@@ -60,21 +60,19 @@ class HybridConfig:
             raise ValueError("off_policy and on_policy must not both be zero.")
 
 
-PRESETS = {
-    "well_posed": HybridConfig(),
-    "paper_literal": HybridConfig(
-        reward="end",
-        backward="learned",
-        per_dimension=False,
-        start_std=1.0,
-        end_std=0.5**0.5,
-        correlation=0.0,
-        log_std_range=4.0,
-        perturb=False,
-        huber_delta=None,
-        on_policy=1.0,
-        coefficient_penalty=0.0,
-    ),
-}
-"""`paper_literal` is kept for comparison, and falls far behind: `end` rewards cannot all be met, and a
-learned P_B leaves the speed of the policy free, so that a lower loss need not mean better weights."""
+PAPER_LITERAL = HybridConfig(
+    reward="end",
+    backward="learned",
+    per_dimension=False,
+    start_std=1.0,
+    end_std=0.5**0.5,
+    correlation=0.0,
+    log_std_range=4.0,
+    perturb=False,
+    huber_delta=None,
+    on_policy=1.0,
+    coefficient_penalty=0.0,
+)
+"""The objective as published, kept for comparison. It falls far behind: `end` rewards cannot all be met,
+and a learned P_B leaves the speed of the policy free, so that a lower loss need not mean better
+weights."""

@@ -10,7 +10,7 @@ import scipy.stats
 from lohp_jax.codec import make_codec
 from lohp_jax.networks.policy import Heads, PolicyNetwork
 from lohp_jax.policy import balance, gaussian, hybrid, kernels
-from lohp_jax.policy.config import PRESETS, HybridConfig
+from lohp_jax.policy.config import PAPER_LITERAL, HybridConfig
 from lohp_jax.policy.kernels import Policy
 from lohp_jax.types import Example
 
@@ -26,7 +26,7 @@ CERTAIN = HybridConfig(
     correlation=0.5,
     log_std_range=1.0,
 )
-LITERAL = dataclasses.replace(PRESETS["paper_literal"], condition_dropout=0.0)
+LITERAL = dataclasses.replace(PAPER_LITERAL, condition_dropout=0.0)
 KEY = jax.random.key(0)
 FORMS = {
     f"{reward}, {backward}, {'per weight' if per_dimension else 'summed'}": dataclasses.replace(
@@ -487,8 +487,7 @@ def test_displacement_is_finite_where_nothing_moves():
 
 
 def test_presets():
-    assert PRESETS["well_posed"] == HybridConfig()
-    literal = PRESETS["paper_literal"]
+    literal = PAPER_LITERAL
     assert (literal.reward, literal.backward) == ("end", "learned")
     assert not literal.per_dimension and not literal.perturb and literal.huber_delta is None
     assert 2 * literal.end_std**2 == pytest.approx(1)
