@@ -170,7 +170,8 @@ def draw(grids: dict[str, Grid], axes: dict[str, list]) -> matplotlib.figure.Fig
             )
         curves.set_xscale("log", base=2)
         curves.set(xlabel="m, distinct instances", ylabel="mean loss", title=name)
-        curves.legend(fontsize="small")
+        curves.set_ylim(0, 1.3)  # room for the legend
+        curves.legend(fontsize="small", loc="upper right")
         for panel, x, y in ((risk, "bound", "held_out"), (gap, "slack", "gap")):
             for m, each_x, each_y in zip(axes["m"], grid[x], grid[y], strict=True):
                 panel.plot(each_x.ravel(), each_y.ravel(), ".", markersize=3, label=f"m = {m}")
