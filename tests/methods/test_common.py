@@ -95,11 +95,12 @@ def test_a_method_of_a_policy_binds_its_three_functions(space):
 def test_a_bound_method_trains_and_walks(space, example):
     method = make().bound(space)
     params = random_params(method, example)
-    loss, info = method.loss(params, example, KEY)
+    loss, info = jax.jit(method.loss)(params, example, KEY)
     assert loss.shape == () and np.isfinite(loss) and info == {}
-    states = method.walk(params, example.context, KEY)
+    states = jax.jit(method.walk)(params, example.context, KEY)
     assert states.shape == (3, *space.codec.mask.shape)
-    assert method.walk(params, example.context, KEY, num_steps=1).shape[0] == 2
+    shorter = functools.partial(method.walk, num_steps=1)
+    assert jax.eval_shape(shorter, params, example.context, KEY).shape[0] == 2
     np.testing.assert_array_equal(states[0], np.zeros(space.codec.mask.shape))  # cold: at theta_0
 
 

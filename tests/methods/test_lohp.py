@@ -1,6 +1,7 @@
 """Which policy and which loss each method of the table has, and that its settings make it again."""
 
 import dataclasses
+import importlib
 import json
 import typing
 
@@ -11,10 +12,6 @@ import pytest
 
 from lohp_jax.diffusion.schedule import level_features
 from lohp_jax.methods import METHODS, common
-from lohp_jax.methods import cloning as cloning_module
-from lohp_jax.methods import hypernetwork as hypernetwork_module
-from lohp_jax.methods import lohp as lohp_module
-from lohp_jax.methods import weight_diffusion as weight_diffusion_module
 from lohp_jax.networks.policy import NetworkConfig
 from lohp_jax.policy.config import PRESETS, HybridConfig
 
@@ -97,20 +94,20 @@ def test_the_network_of_lo_di_is_told_a_noise_level(space, example):
 def losses(monkeypatch):
     """Each objective replaced by a weight times a draw from its key."""
 
-    def replace(module, name, weight):
+    def replace(name, weight, *modules):
         def loss(*arguments):
             *_, params, _, key = arguments
             return weight * params * jax.random.uniform(key), {name: jnp.float32(weight)}
 
-        monkeypatch.setattr(module, name, loss)
+        for module in modules:  # their names in the package are those of functions
+            module = importlib.import_module(f"lohp_jax.methods.{module}")
+            monkeypatch.setattr(module, name, loss)
 
-    replace(lohp_module, "hybrid_loss", 1.0)
-    for module in (lohp_module, cloning_module):
-        replace(module, "cloning_loss", 10.0)
-    for module in (lohp_module, hypernetwork_module):
-        replace(module, "task_loss", 100.0)
-    replace(hypernetwork_module, "regression_loss", 7.0)
-    replace(weight_diffusion_module, "denoising_loss", 3.0)
+    replace("hybrid_loss", 1.0, "lohp")
+    replace("cloning_loss", 10.0, "lohp", "cloning")
+    replace("task_loss", 100.0, "lohp", "hypernetwork")
+    replace("regression_loss", 7.0, "hypernetwork")
+    replace("denoising_loss", 3.0, "weight_diffusion")
 
 
 def draws(key, count):

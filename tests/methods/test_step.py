@@ -117,7 +117,7 @@ def half_gradient(state, batch, dataset, offset):
 
 def test_gradient_snr_is_that_of_two_interleaved_half_batches(dataset, state):
     batch = batch_of(6)
-    _, metrics = make_update(FAMILY, objective, optax.sgd(1.0))(state, batch, dataset)
+    _, metrics = jax.jit(make_update(FAMILY, objective, optax.sgd(1.0)))(state, batch, dataset)
     first, second = (half_gradient(state, batch, dataset, i) for i in (0, 1))
     signal, noise = np.sqrt(max(first @ second, 0)), np.linalg.norm(first - second) / 2
     np.testing.assert_allclose(metrics["gradient_snr"], signal / noise, rtol=1e-4)
@@ -145,7 +145,7 @@ def test_scan_is_a_loop_of_updates(dataset, state):
     update = make_update(FAMILY, objective, optax.sgd(0.01))
     batches = draw_batches(jax.random.key(1), dataset, 3, num_steps=4, batch_size=2)
     reached, metrics = scan_updates(update)(state, batches, dataset)
-    losses = []
+    losses, update = [], jax.jit(update)
     for step in range(4):
         batch = jax.tree.map(lambda leaf, step=step: leaf[step], batches)
         state, info = update(state, batch, dataset)

@@ -177,7 +177,7 @@ def trained(tmp_path_factory, family):
         lohp_jax.fit,
         family,
         method,
-        teachers=("sgd:1", "adam:0.1"),
+        teachers="sgd:1",
         key=KEY,
         directory=directory,
         **SIZES,
