@@ -277,6 +277,9 @@ def test_interrupted_preparation_is_resumed(whole, tmp_path, monkeypatch):
     assert code == 1 and "8 of 16 trajectories; make the others with `lohp prepare --out" in err
     code, out, _ = lohp("prepare", "--out", directory, "--resume")
     assert code == 0 and "num_trajectories: 16" in out
+    code, _, err = lohp("evaluate", "--out", directory)
+    assert code == 1
+    assert re.search(r"has 0 of 6 updates of lohp; .*--method lohp --resume", err)
     stores = [contents(d / "trajectories") for d in (directory, whole[0])]
     assert stores[0] == stores[1]
 
@@ -770,16 +773,18 @@ def test_help(command):
     code, out, err = lohp(*command.split(), "--help")
     assert code == 0 and not err and "usage: lohp" in out
     if command in ("run", "prepare"):
-        assert "(default: digits_5way)" in out and "--training.learning-rate" in out
-        assert "(default: 0.003)" in " ".join(out.split())
+        words = " ".join(re.sub(r"[│|]", " ", out).split())
+        assert "(default: digits_5way)" in words and "--training.learning-rate" in out
+        assert "(default: 0.003)" in words
     elif command:
         assert "(default: " in out
     else:
         assert all(name in out for name in cli.COMMANDS)
 
 
-def test_methods_are_those_of_the_config():
-    _, out, _ = lohp("train", "--help")
+@pytest.mark.parametrize("command", ["train", "generate"])
+def test_the_help_names_the_methods(command):
+    _, out, _ = lohp(command, "--help")
     assert all(method in out for method in METHODS)
 
 
@@ -812,4 +817,7 @@ def test_only_the_command_line_prints():
 def test_newest_checkpoint_carries_the_config(whole):
     folder = whole[0] / "checkpoints" / "lohp"
     assert checkpoint.all_steps(folder) == [4, 6]
-    assert from_json(checkpoint.read_config(folder)) == open_run(whole[0])
+    saved = checkpoint.read_config(folder)
+    assert from_json(saved["run"]) == open_run(whole[0])
+    assert saved["family"] == json.loads((whole[0] / "config.json").read_text())["description"]
+    assert saved["method"]["name"] == "lohp" and saved["teachers"] == ["sgd", "adam"]
