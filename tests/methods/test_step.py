@@ -23,7 +23,6 @@ from lohp_jax.methods.step import (
     TrainState,
     draw_batches,
     example_at,
-    make_optimizer,
     make_update,
 )
 from lohp_jax.networks.policy import NetworkConfig
@@ -31,6 +30,7 @@ from lohp_jax.policy.config import HybridConfig
 from lohp_jax.tasks import make_family
 from lohp_jax.training.distributed import compile_update
 from lohp_jax.training.engine import scan_updates
+from lohp_jax.training.gradient import scheduled_adam
 from lohp_jax.trajectories.dataset import Coordinates, Dataset, make_space
 from lohp_jax.types import TaskFamily
 
@@ -175,7 +175,7 @@ def test_batches_cover_the_data_set_with_fresh_keys(dataset):
 
 def test_optimizer_warms_up_decays_and_clips():
     params = {"w": jnp.zeros(1)}
-    optimizer = make_optimizer(learning_rate=0.5, clip_norm=1.0, updates=20)
+    optimizer = scheduled_adam(20, 0.5, warmup=2)
     state, sizes = optimizer.init(params), []
     for _ in range(20):
         step, state = optimizer.update({"w": jnp.full(1, 1e6)}, state, params)
@@ -201,7 +201,7 @@ def real_problem(network=NETWORK, **settings):
     tokens = jnp.asarray(np.stack([0 * ends, 0.7 * ends, ends], axis=1))
     data = jax.jit(jax.vmap(family.sample))(jax.random.split(keys[1], 8))
     dataset = Dataset(tokens, jnp.arange(8) % 2, data)
-    optimizer = make_optimizer(learning_rate=3e-3, clip_norm=1.0, updates=NUM_STEPS)
+    optimizer = scheduled_adam(NUM_STEPS, 3e-3, warmup=NUM_STEPS // 10)
     update = make_update(family, method.loss, optimizer)
 
     def init():
