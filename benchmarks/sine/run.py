@@ -3,7 +3,7 @@
     python -m benchmarks.sine.run [--parts rivals generators] [--seeds 5]
 
 Every method is scored on the same held-out tasks, by the mean squared error at 100 evenly spaced inputs.
-Parts that are not asked for keep the rows that they have. Writes results.json and the table of README.md.
+Parts that are not asked for keep their rows. Writes results.json and the table of README.md.
 """
 
 import argparse
