@@ -73,15 +73,22 @@ def make_trainer(
         for first in range(0, num_steps, segment):
             state, (loss, query_loss, accuracy) = advance(settings, keys, num_steps, state, first)
             losses.append(np.asarray(loss))
-        tail = max(1, int(_TAIL * len(losses)))
-        return {
-            "mean_loss": np.mean(losses, axis=0),
-            "final_loss": np.mean(losses[-tail:], axis=0),
-            "query_loss": np.asarray(query_loss),
-            "accuracy": np.asarray(accuracy),
-        }
+        return _scores(losses, query_loss, accuracy)
 
     return train
+
+
+def _scores(
+    losses: list[np.ndarray], query_loss: jax.Array, accuracy: jax.Array
+) -> dict[str, np.ndarray]:
+    """`SCORES` of the mean losses of every segment and what was measured at the end."""
+    tail = max(1, int(_TAIL * len(losses)))
+    return {
+        "mean_loss": np.mean(losses, axis=0),
+        "final_loss": np.mean(losses[-tail:], axis=0),
+        "query_loss": np.asarray(query_loss),
+        "accuracy": np.asarray(accuracy),
+    }
 
 
 def adam(setting: dict[str, jax.Array], num_steps: jax.Array) -> optax.GradientTransformation:

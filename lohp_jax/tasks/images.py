@@ -4,7 +4,6 @@ A task picks classes of the image set and gives each a label. Its data are indic
 integers), the images stay in one shared array: a million tasks cost no more than one.
 """
 
-import functools
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -15,6 +14,7 @@ import optax
 from lohp_jax.checks import check_option
 from lohp_jax.data.images import ImageSet
 from lohp_jax.networks.classifiers import make_network
+from lohp_jax.tasks.splits import draw_support
 from lohp_jax.tasks.support import ImageSupport
 from lohp_jax.types import TaskFamily
 
@@ -70,7 +70,8 @@ def image_family(
     num_labels = int(tables["train"].labels.max()) + 1
     net = make_network(network, images.train.shape[2:], num_labels)
 
-    deal = functools.partial(_draw_support, per_class=per_class, num_labels=num_labels, shots=shots)
+    def deal(key, labels):
+        return draw_support(key, jnp.repeat(labels, per_class), jnp.arange(num_labels), shots)
 
     def sample(key, split="train"):
         if split not in tables:
@@ -138,26 +139,6 @@ def _check_options(teacher_data: str, shots: int, per_class: int, batch_size: in
 def _pick_row(key: jax.Array, table: TaskTable) -> TaskTable:
     row = jax.random.randint(key, (), 0, len(table.classes))
     return jax.tree.map(lambda column: jnp.asarray(column)[row], table)
-
-
-def _draw_support(
-    key: jax.Array, labels: jax.Array, *, per_class: int, num_labels: int, shots: int
-) -> jax.Array:
-    """Draws `shots` images of each label without replacement.
-
-    Args:
-      key: randomness of the draw.
-      labels: `[M]` the labels of a task's classes.
-      per_class: images of each class; those of a task are numbered class by class.
-      num_labels: how many different labels there are.
-      shots: images per label.
-
-    Returns: `[num_labels * shots]` int32, the numbers of the images drawn, label by label.
-    """
-    labels = jnp.repeat(labels, per_class)
-    score = jax.random.uniform(key, labels.shape)
-    of_label = labels[None] == jnp.arange(num_labels)[:, None]
-    return jax.lax.top_k(jnp.where(of_label, score[None], -1.0), shots)[1].reshape(-1)
 
 
 def _gather(pool: np.ndarray, data: dict, index: jax.Array) -> tuple[jax.Array, jax.Array]:
