@@ -15,6 +15,7 @@ import optax
 from lohp_jax.checks import check_option
 from lohp_jax.data.images import ImageSet
 from lohp_jax.networks.classifiers import Network, make_network
+from lohp_jax.tasks.splits import draw_support
 from lohp_jax.tasks.support import ImageSupport
 from lohp_jax.types import TaskFamily
 
@@ -138,8 +139,8 @@ class _ImageTasks:
         return _cross_entropy(self.net.apply(params, context["x"]), context["y"])
 
     def _deal(self, key, labels):
-        sizes = {"num_labels": self.num_labels, "shots": self.shots}
-        return _draw_support(key, labels, per_class=self.images.train.shape[1], **sizes)
+        of_images = jnp.repeat(labels, self.images.train.shape[1])
+        return draw_support(key, of_images, jnp.arange(self.num_labels), self.shots)
 
 
 def _check_options(teacher_data: str, shots: int, per_class: int, batch_size: int | None):
@@ -156,26 +157,6 @@ def _check_options(teacher_data: str, shots: int, per_class: int, batch_size: in
 def _pick_row(key: jax.Array, table: TaskTable) -> TaskTable:
     row = jax.random.randint(key, (), 0, len(table.classes))
     return jax.tree.map(lambda column: jnp.asarray(column)[row], table)
-
-
-def _draw_support(
-    key: jax.Array, labels: jax.Array, *, per_class: int, num_labels: int, shots: int
-) -> jax.Array:
-    """Draws `shots` images of each label without replacement.
-
-    Args:
-      key: randomness of the draw.
-      labels: `[M]` the labels of a task's classes.
-      per_class: images of each class; those of a task are numbered class by class.
-      num_labels: how many different labels there are.
-      shots: images per label.
-
-    Returns: `[num_labels * shots]` int32, the numbers of the images drawn, label by label.
-    """
-    labels = jnp.repeat(labels, per_class)
-    score = jax.random.uniform(key, labels.shape)
-    of_label = labels[None] == jnp.arange(num_labels)[:, None]
-    return jax.lax.top_k(jnp.where(of_label, score[None], -1.0), shots)[1].reshape(-1)
 
 
 def _gather(pool: np.ndarray, data: dict, index: jax.Array) -> tuple[jax.Array, jax.Array]:
