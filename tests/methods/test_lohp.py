@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lohp_jax.diffusion.schedule import level_features
 from lohp_jax.methods import METHODS, common
+from lohp_jax.networks.levels import level_features
 from lohp_jax.networks.policy import NetworkConfig
 from lohp_jax.policy.config import PRESETS, HybridConfig
 

@@ -86,7 +86,19 @@ def by_value_fn(gradient, state, params, *, value_fn, **_):
         (optax.GradientTransformationExtraArgs(lambda params: (), by_value_fn), 2),
         (optax.lbfgs(), 2),
     ],
-    ids=str,
+    ids=[
+        "adam",
+        "hub",
+        "sam",
+        "sam_of_sam",
+        "race",
+        "candidate",
+        "hub_of_sam",
+        "multi_steps",
+        "scan",
+        "value_fn",
+        "lbfgs",
+    ],
 )
 def test_gradients_of_a_step_are_those_it_is_given_and_asks_for(optimizer, expected):
     assert count_gradients(optimizer) == expected
