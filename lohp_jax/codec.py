@@ -40,6 +40,21 @@ class _Layout(NamedTuple):
     num_classes: int
     channels: int
 
+    @property
+    def order(self) -> list[int]:
+        """Numbers of the leaves as the tokens have them."""
+        return self.shared + self.indexed * self.num_classes
+
+    @property
+    def shared_length(self) -> int:
+        """Tokens of leaves that no label indexes."""
+        return sum(self.leaves[i].tokens for i in self.shared)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the tokens."""
+        return jnp.result_type(jnp.float32, *(leaf.dtype for leaf in self.leaves))
+
 
 def make_codec(
     params: Params,
@@ -66,19 +81,15 @@ def make_codec(
     Raises: ValueError for an empty tree, a leaf that is no floating-point array, `channels` < 1, axes
       that do not fit, or trees of other structures. `encode` and `decode` raise it for other shapes.
     """
-    if channels < 1:
-        raise ValueError(f"make_codec: channels must be at least 1, got {channels}.")
     layout = _make_layout(params, channels, class_axes)
     centres, scales = _standardisation(layout.treedef, reference, scale)
-    dtype = jnp.result_type(jnp.float32, *(leaf.dtype for leaf in layout.leaves))
-    order = layout.shared + layout.indexed * layout.num_classes
-    mask = np.concatenate([_leaf_mask(layout.leaves[i], channels) for i in order])
+    mask = np.concatenate([_leaf_mask(layout.leaves[i], channels) for i in layout.order])
 
     def lay_out(params: Params) -> jax.Array:
-        return _pack(layout, [value.astype(dtype) for value in _checked_leaves(layout, params)])
+        return _pack(layout, _checked_leaves(layout, params))
 
     def encode(params: Params) -> jax.Array:
-        values = [value.astype(dtype) for value in _checked_leaves(layout, params)]
+        values = _checked_leaves(layout, params)
         if scales is not None:
             values = [(v - c) / s for v, c, s in zip(values, centres, scales, strict=True)]
         return _pack(layout, values)
@@ -97,8 +108,8 @@ def make_codec(
         decode,
         length=len(mask),
         mask=mask,
-        features=_features(layout.leaves, order),
-        shared_length=sum(layout.leaves[i].tokens for i in layout.shared),
+        features=_features(layout),
+        shared_length=layout.shared_length,
         num_classes=layout.num_classes,
         lay_out=lay_out,
     )
@@ -128,6 +139,8 @@ def standard_scale(weights: Params, reference: Params, *, floor: float = 1e-3) -
 
 
 def _make_layout(params: Params, channels: int, class_axes: PyTree | None) -> _Layout:
+    if channels < 1:
+        raise ValueError(f"make_codec: channels must be at least 1, got {channels}.")
     paths, treedef = jax.tree.flatten_with_path(params)
     if not paths:
         raise ValueError("make_codec: expected a pytree with at least one array, got none.")
@@ -174,7 +187,7 @@ def _standardisation(
 
 
 def _checked_leaves(layout: _Layout, params: Params) -> list[jax.Array]:
-    """Leaves of `params`; raises where the structure or a shape differs."""
+    """Leaves of `params` in the type of the tokens; raises where structure or shapes differ."""
     values, treedef = jax.tree.flatten(params)
     if treedef != layout.treedef:
         raise ValueError(
@@ -185,7 +198,7 @@ def _checked_leaves(layout: _Layout, params: Params) -> list[jax.Array]:
             raise ValueError(
                 f"encode: expected shape {leaf.shape} at {leaf.path}, got {value.shape}."
             )
-    return values
+    return [value.astype(layout.dtype) for value in values]
 
 
 def _pack(layout: _Layout, values: list[jax.Array]) -> jax.Array:
@@ -201,9 +214,10 @@ def _pack(layout: _Layout, values: list[jax.Array]) -> jax.Array:
 
 def _unpack(layout: _Layout, tokens: jax.Array) -> list[jax.Array]:
     """Inverse of `_pack`."""
-    shared_length = sum(layout.leaves[i].tokens for i in layout.shared)
     class_length = sum(layout.leaves[i].tokens for i in layout.indexed)
-    by_class = tokens[shared_length:].reshape(layout.num_classes, class_length, layout.channels)
+    by_class = tokens[layout.shared_length :].reshape(
+        layout.num_classes, class_length, layout.channels
+    )
     values = [None] * len(layout.leaves)
     for group, source in ((layout.shared, tokens[None]), (layout.indexed, by_class)):
         start = 0
@@ -235,8 +249,9 @@ def _leaf_mask(leaf: _Leaf, channels: int) -> np.ndarray:
     return (np.arange(leaf.tokens * channels) < leaf.size).reshape(leaf.tokens, channels)
 
 
-def _features(leaves: list[_Leaf], order: list[int]) -> np.ndarray:
-    """`Codec.features`; `order` numbers the leaves as the tokens have them."""
+def _features(layout: _Layout) -> np.ndarray:
+    """`Codec.features`."""
+    leaves = layout.leaves
     layers = list(dict.fromkeys(leaf.layer for leaf in leaves))
     fans = {leaf.layer: (1, 1) for leaf in leaves}
     fans |= {
@@ -245,7 +260,7 @@ def _features(leaves: list[_Leaf], order: list[int]) -> np.ndarray:
         if len(leaf.shape) >= 2
     }
     rows = []
-    for leaf in (leaves[i] for i in order):
+    for leaf in (leaves[i] for i in layout.order):
         layer = np.eye(len(layers))[layers.index(leaf.layer)]
         kind = np.eye(3)[np.clip(len(leaf.shape) - 1, 0, 2)]
         fan = np.log10(np.maximum(fans[leaf.layer], 1))

@@ -44,11 +44,10 @@ def read_json(path: pathlib.Path, *, schema: int = SCHEMA) -> dict[str, Any]:
     Raises: FileNotFoundError; ValueError if the file does not parse, holds no object, or is of another
       schema; nothing is deleted.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        found = values.pop("schema")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged(path, error) from error
+    values = _parse_object(_read_text(path), path)
+    if "schema" not in values:
+        raise damaged(path, "it lacks 'schema'")
+    found = values.pop("schema")
     if found != schema:
         raise ValueError(
             f"{path} has schema {found!r}, this version of lohp_jax reads schema {schema} only; use the "
@@ -57,12 +56,44 @@ def read_json(path: pathlib.Path, *, schema: int = SCHEMA) -> dict[str, Any]:
     return values
 
 
-def damaged(path: pathlib.Path, error: Exception) -> ValueError:
-    """The error for a JSON file that does not hold what it should."""
+def read_json_lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
+    """The objects of a file of JSON lines, each with "FILE, line N"; none if there is no file.
+
+    Raises: ValueError for a line that is no object.
+    """
+    lines = _read_text(path).split("\n") if path.exists() else []
+    return [
+        (f"{path}, line {number}", _parse_object(line, path, number))
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+
+
+def damaged(path: pathlib.Path, reason: Any) -> ValueError:
+    """The error for a file that does not hold what it should."""
     return ValueError(
-        f"{path} is damaged ({error!r}); put a copy back, or start in another directory. Nothing was "
+        f"{path} is damaged ({reason}); put a copy back, or start in another directory. Nothing was "
         "deleted."
     )
+
+
+def _read_text(path: pathlib.Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise damaged(path, f"byte {error.start} is not UTF-8") from error
+
+
+def _parse_object(text: str, path: pathlib.Path, first_line: int = 1) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {first_line + error.lineno - 1}, column {error.colno}"
+        raise damaged(path, f"{place} is not JSON: {error.msg}") from error
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise damaged(path, f"line {first_line} has a {kind} where an object was expected")
+    return content
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:

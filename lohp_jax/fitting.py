@@ -105,9 +105,9 @@ def fit(
     """Runs teachers on tasks of a family and trains a generator of weights on what they did (Lo-Hp).
 
     >>> import jax, lohp_jax as lj
-    >>> family = lj.make_family("digits_5way")
-    >>> sizes = dict(num_tasks=4, num_steps=2, compression=2, updates=2, batch_size=2)
-    >>> generator = lj.fit(family, lj.hypernetwork(), key=jax.random.key(0), **sizes)
+    >>> method = lj.cloning(network=lj.NetworkConfig("mlp", (8,), embedding=8))
+    >>> sizes = {"num_tasks": 4, "num_steps": 2, "compression": 2, "updates": 2, "batch_size": 2}
+    >>> generator = lj.fit(lj.sine_regression(), method, key=jax.random.key(0), **sizes)
 
     Args:
       family: the tasks.
@@ -145,9 +145,7 @@ def fit(
         on_progress=_preparing(on_progress),
     )
     gathered = gather(family, store, theta_0, kinds, config)
-    saving = None
-    if directory is not None:
-        saving = saving_of(directory, gathered, described, kinds, config.checkpoint_every)
+    saving = directory and saving_of(directory, gathered, described, kinds, config)
     told = {"strategy": strategy, "saving": saving, "on_progress": on_progress}
     training = gathered.space, gathered.dataset, config.updating(), train_key
     return make_generator(method, gathered.space, train_method(method, *training, **told))
@@ -223,7 +221,7 @@ def saving_of(
     gathered: Gathered,
     description: dict[str, Any],
     teachers: Sequence[Teacher],
-    checkpoint_every: int,
+    config: FitConfig,
     **more: Any,
 ) -> engine.Saving:
     """Where the methods of a run are saved, with all that `load` must know to use them again.
@@ -233,10 +231,10 @@ def saving_of(
       gathered: what they are trained on.
       description: of the family, see `describe_family`.
       teachers: of the store.
-      checkpoint_every: updates between checkpoints.
+      config: says how often.
       **more: JSON values to be kept as well.
     """
-    config = {
+    known = {
         "family": description,
         "teachers": [teacher.name for teacher in teachers],
         "num_steps": gathered.space.num_steps,
@@ -244,7 +242,7 @@ def saving_of(
         **more,
     }
     beside = {"coordinates": gathered.coordinates}
-    return engine.Saving(directory, checkpoint_every, config, beside)
+    return engine.Saving(directory, config.checkpoint_every, known, beside)
 
 
 def _open_directory(directory: pathlib.Path, config: dict[str, Any], resume: bool) -> None:

@@ -195,11 +195,14 @@ def draw(results: dict[str, Any]) -> matplotlib.figure.Figure:
                 for seeds in budgets.values()
             ]
             style = "--" if method.startswith("diffusion") else "-"
-            axis.plot(sizes, values, style, marker="o", markersize=3, label=method)
+            color = f"C{shown.index(method)}"
+            axis.plot(sizes, values, style, color=color, marker="o", markersize=3, label=method)
         axis.set_xscale("log")
         if relative:
             axis.set_yscale("log")
             axis.set_ylim(1e-8, 10)  # beyond its top a method has diverged
+        else:
+            axis.set_xlim(right=5e3)  # room for the legend
         axis.set(
             title=name,
             xlabel="pairs of products" if relative else "proposals K",

@@ -25,7 +25,7 @@ from benchmarks.diffl2o import throughput
 from benchmarks.diffl2o.methods import METHODS, Answer, Method
 from benchmarks.diffl2o.sets import SETS, ProblemSet, make_set
 from lohp_jax.files import write_atomically
-from lohp_jax.runs.lohp import environment
+from lohp_jax.runs.directory import environment
 from lohp_jax.training.engine import DivergedError
 
 RESULTS = pathlib.Path(__file__).with_name("results.json")

@@ -34,7 +34,7 @@ from lohp_jax.diffusion.schedule import Schedule
 from lohp_jax.diffusion.training import diffusion_params, solved_pool
 from lohp_jax.files import write_atomically
 from lohp_jax.networks.denoiser import DenoiserConfig
-from lohp_jax.runs.lohp import environment
+from lohp_jax.runs.directory import environment
 from lohp_jax.solvers.multistart import gaussian_starts
 from lohp_jax.solvers.newton import damped_newton
 from lohp_jax.solvers.proximal import fista

@@ -42,7 +42,7 @@ from benchmarks.diffl2o_guidance.arms import (
 )
 from benchmarks.diffl2o_guidance.snr import measure_snr
 from lohp_jax.files import write_atomically
-from lohp_jax.runs.lohp import environment
+from lohp_jax.runs.directory import environment
 from lohp_jax.types import ProblemFamily
 
 RESULTS = pathlib.Path(__file__).with_name("results.json")

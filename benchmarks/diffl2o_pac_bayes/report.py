@@ -146,12 +146,14 @@ def short_summary(grids: dict[str, Grid], axes: dict[str, list]) -> str:
 
 def short_correlations(grids: dict[str, Grid]) -> str:
     """Kendall's tau of predictors with the generalisation gap of the solver."""
-    columns = ("tau", "at fixed m")
+    columns = {"tau": tau, "at fixed m": tau_at_fixed_m}
     header = ["predictor", *(f"{family}: {column}" for family in grids for column in columns)]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for name, title in PREDICTORS.items():
         found = [
-            correlations(grid, name, "gap")[column] for grid in grids.values() for column in columns
+            (statistic(*pair), *seed_interval(statistic, *pair))
+            for pair in ((grid[name], grid["gap"]) for grid in grids.values())
+            for statistic in columns.values()
         ]
         lines.append("| " + " | ".join([title, *(_cell(values) for values in found)]) + " |")
     return "\n".join(lines)
@@ -170,7 +172,8 @@ def draw(grids: dict[str, Grid], axes: dict[str, list]) -> matplotlib.figure.Fig
             )
         curves.set_xscale("log", base=2)
         curves.set(xlabel="m, distinct instances", ylabel="mean loss", title=name)
-        curves.legend(fontsize="small")
+        curves.set_ylim(0, 1.3)  # room for the legend
+        curves.legend(fontsize="small", loc="upper right")
         for panel, x, y in ((risk, "bound", "held_out"), (gap, "slack", "gap")):
             for m, each_x, each_y in zip(axes["m"], grid[x], grid[y], strict=True):
                 panel.plot(each_x.ravel(), each_y.ravel(), ".", markersize=3, label=f"m = {m}")

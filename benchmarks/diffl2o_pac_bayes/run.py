@@ -37,7 +37,7 @@ from lohp_jax.diffusion.oracle import Solved
 from lohp_jax.files import write_atomically
 from lohp_jax.problems.lasso import lasso
 from lohp_jax.problems.rastrigin import rastrigin
-from lohp_jax.runs.lohp import environment
+from lohp_jax.runs.directory import environment
 
 RESULTS = pathlib.Path(__file__).with_name("results.json")
 FAMILIES = {

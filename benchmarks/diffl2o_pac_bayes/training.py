@@ -149,10 +149,7 @@ def make_training(
         def update(state, step):
             params, opt_state = state
             row_key, loss_key = jax.random.split(jax.random.fold_in(key, step))
-            rows, chosen = draw_rows(row_key, run.m, instances, (config.batch_size,))
-            items = _pick(pool, chosen)
-            away = run.noise * noise[rows] * (rows >= run.m)[:, None] * items.key["frame"][1]
-            items = items._replace(iterates=(items.solution + away)[:, None, :])
+            items = _draw_batch(row_key, run, pool, noise, instances, config.batch_size)
             keys = jax.random.split(loss_key, config.batch_size)
 
             def mean_loss(params):
@@ -196,6 +193,16 @@ def make_training(
         return {"solver": solver, "prior": prior, "posterior": posterior, "sizes": sizes}
 
     return train
+
+
+def _draw_batch(
+    key: jax.Array, run: Run, pool: Solved, noise: jax.Array, instances: jax.Array, size: int
+) -> Solved:
+    """Instances whose one iterate is the solution, or for a copy a point away from it."""
+    rows, chosen = draw_rows(key, run.m, instances, (size,))
+    items = _pick(pool, chosen)
+    away = run.noise * noise[rows] * (rows >= run.m)[:, None] * items.key["frame"][1]
+    return items._replace(iterates=(items.solution + away)[:, None, :])
 
 
 def _pick(tree: PyTree, index) -> PyTree:

@@ -39,7 +39,7 @@ from lohp_jax.optimizers.reinit import increase_steps, min_loss_reinit
 from lohp_jax.optimizers.theta import load_theta
 from lohp_jax.optimizers.trust import hub_trust
 from lohp_jax.optimizers.velo import celo, velo
-from lohp_jax.runs.lohp import environment
+from lohp_jax.runs.directory import environment
 
 RESULTS = pathlib.Path(__file__).with_name("results.json")
 NUM_TRIALS = 5

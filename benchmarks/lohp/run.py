@@ -27,11 +27,11 @@ SETTINGS: dict[str, list[str]] = {
     "5way_10shot": ["--methods", *LEARNED],
     "5way_1shot": ["--tasks.shots", "1", "--methods", *LEARNED],
     # the ablation of the paper: what each part adds
-    "5way_components": ["--methods", "hypernetwork_regression", "lo_di", "lo_op", "lohp"],
+    "5way_components": ["--methods", "lohp", "hypernetwork_regression", "lo_di", "lo_op"],
     "5way_support_teacher": ["--tasks.teacher-data", "support", "--methods", *DECOUPLED],
     "5way_new_classes": ["--tasks.holdout", "classes", "--methods", *DECOUPLED],
     "partitions": [
-        *("--family", "digits_partitions", "--methods", "lohp_consolidated", *LEARNED[:-1])
+        *("--family", "digits_partitions", "--methods", "lohp", "lohp_consolidated", *LEARNED[1:-1])
     ],
     # as many updates as `lohp_consolidated` takes in its two parts
     "partitions_3000_updates": [

@@ -31,7 +31,7 @@ from lohp_jax.evaluation.learning import ADAM_RATES, SCORES, adam, adam_settings
 from lohp_jax.optimizers.pretrained import PRETRAINED, pretrained
 from lohp_jax.optimizers.small import pack_rate, small_optimizer, small_start
 from lohp_jax.optimizers.theta import load_theta
-from lohp_jax.runs.lohp import environment
+from lohp_jax.runs.directory import environment
 from lohp_jax.types import Params
 from lohp_jax.workloads.meta_tasks import META_FAMILIES, meta_family
 

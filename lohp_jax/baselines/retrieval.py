@@ -27,7 +27,8 @@ def nearest_task(family: TaskFamily, contexts: PyTree, weights: Params) -> Gener
     support = support_of(family)
     stored = jax.jit(jax.vmap(support.describe))(contexts)
     labels = range(stored.shape[1])
-    renamed = family.class_axes is not None and math.factorial(len(labels)) <= _MOST_ORDERS
+    class_axes = family.class_axes if support.order is not None else None
+    renamed = class_axes is not None and math.factorial(len(labels)) <= _MOST_ORDERS
     orders = jnp.array(list(itertools.permutations(labels)) if renamed else [labels])
     renaming = jax.nn.one_hot(orders, len(labels))
 
@@ -38,6 +39,6 @@ def nearest_task(family: TaskFamily, contexts: PyTree, weights: Params) -> Gener
         totals = jnp.einsum("rcd,ocd->ro", distance, renaming, precision="highest")
         task, order = jnp.unravel_index(jnp.argmin(totals), totals.shape)
         nearest = jax.tree.map(lambda leaf: leaf[task], weights)
-        return relabel(nearest, family.class_axes, orders[order])
+        return relabel(nearest, class_axes, orders[order])
 
     return Generator(apply, (stored, weights), family=family.name, check=support.check)

@@ -81,9 +81,7 @@ def make_loss(
         elif config.training == "rollout":
             loss, metrics = _rollout_loss(config, at, noise[0], key)
         else:
-            iterates = item.iterates
-            if iterates is not None:
-                iterates = (iterates - centre[None]) / scale[None]
+            iterates = jax.tree.map(lambda x: (x - centre[None]) / scale[None], item.iterates)
             point, certain = draw_point(config.oracle, target, iterates, chance[:3], noise[1])
             loss, metrics = _stateless_loss(config, at, point, certain, chance[3], noise[0], key)
         values = jax.tree.map(lambda value: counts * value, {"loss": loss, **metrics})

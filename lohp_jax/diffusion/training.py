@@ -27,7 +27,7 @@ from lohp_jax.training.engine import (
     step_keys,
     train,
 )
-from lohp_jax.training.gradient import FitState, first_state, make_optimizer, make_update
+from lohp_jax.training.gradient import FitState, first_state, make_update, scheduled_adam
 from lohp_jax.types import Generator, ProblemFamily, PyTree
 
 RESIDUALS = 256  # problems on which the residual of a warm start is measured
@@ -179,7 +179,7 @@ def _make_update(method, family, config):
 
 
 def _optimizer(config: DiffusionConfig) -> optax.GradientTransformation:
-    return make_optimizer(
+    return scheduled_adam(
         config.updates,
         config.learning_rate,
         warmup=max(1, config.updates // 20),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lohp_jax.evaluation.records import array, field, number, read_lines, read_versioned, section
+from lohp_jax.evaluation.records import array, field, number, section
 from lohp_jax.evaluation.standings import (
     ACCURACY,
     Score,
@@ -25,6 +25,7 @@ from lohp_jax.evaluation.standings import (
     teachers,
     value_text,
 )
+from lohp_jax.files import read_json, read_json_lines
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart
 _MAIN_COLOR = "#0072b2"
@@ -67,11 +68,11 @@ def draw_plots(directory: pathlib.Path, standings: Standings) -> list[tuple[Plot
     import matplotlib.style  # here, for a light `import lohp_jax`
 
     file = directory / "figures.json"
-    figures = read_versioned(file) if file.exists() else {}
+    figures = read_json(file) if file.exists() else {}
     projection, cosine, by_step = (
         section(figures, key, str(file)) for key in ("projection", "cosine", "score_by_step")
     )
-    lines = read_lines(directory / "metrics.jsonl")
+    lines = read_json_lines(directory / "metrics.jsonl")
     colors = _colors(standings, [str(field(line, "method", where)) for where, line in lines])
     with matplotlib.style.context(["default", STYLE]):
         plots = [

@@ -1,6 +1,5 @@
 """Reads the files of a run directory; what does not fit is named by file, line and key."""
 
-import json
 import math
 import pathlib
 import types
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lohp_jax.files import SCHEMA
+from lohp_jax.files import read_json
 
 
 def read_results(directory: pathlib.Path) -> dict[str, Any]:
@@ -19,59 +18,7 @@ def read_results(directory: pathlib.Path) -> dict[str, Any]:
             f"write_report: no results in {directory}: there is no {file}. Make them with "
             f"`lohp evaluate --out {directory}`."
         )
-    return read_versioned(file)
-
-
-def read_versioned(file: pathlib.Path) -> dict[str, Any]:
-    """The object of a file with a schema; ValueError for another schema than ours."""
-    content = read_object(file)
-    if content.get("schema") != SCHEMA:
-        raise ValueError(
-            f"write_report: {file} has schema {content.get('schema')!r}, this version of lohp_jax "
-            f"reads schema {SCHEMA} only; use the version that wrote it, or run "
-            f"`lohp evaluate --out {file.parent}` again."
-        )
-    return content
-
-
-def read_object(file: pathlib.Path) -> dict[str, Any]:
-    """The object of a JSON file."""
-    return _parse(_read_text(file), file)
-
-
-def read_lines(file: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
-    """The objects of a file of JSON lines, each with "FILE, line N"; none if there is no file."""
-    lines = _read_text(file).split("\n") if file.exists() else []
-    return [
-        (f"{file}, line {number}", _parse(line, file, number))
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
-
-
-def _read_text(file: pathlib.Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"write_report: {file} is damaged: byte {error.start} is not UTF-8."
-        ) from error
-
-
-def _parse(text: str, file: pathlib.Path, first_line: int = 1) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise ValueError(
-            f"write_report: {file}, line {line}, column {error.colno} is not JSON: {error.msg}."
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"write_report: expected an object in {file}, line {first_line}, "
-            f"got {type(content).__name__}."
-        )
-    return content
+    return read_json(file)
 
 
 def field(mapping: Any, key: str, where: str, kind: type | types.UnionType = object) -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from lohp_jax.evaluation.plots import Plot, draw_plots
-from lohp_jax.evaluation.records import field, number, read_object, read_results, section
+from lohp_jax.evaluation.records import field, number, read_results, section
 from lohp_jax.evaluation.standings import (
     ACCURACY,
     OBJECTIVE,
@@ -28,7 +28,7 @@ from lohp_jax.evaluation.standings import (
     statement,
     value_text,
 )
-from lohp_jax.files import write_atomically
+from lohp_jax.files import read_json, write_atomically
 
 
 class _Check(NamedTuple):
@@ -68,7 +68,7 @@ def write_report(directory: str | os.PathLike) -> pathlib.Path:
     where = str(directory / "results.json")
     compared = standings(results, where)
     config_file = directory / "config.json"
-    config = read_object(config_file) if config_file.exists() else results.get("config", {})
+    config = read_json(config_file) if config_file.exists() else results.get("config", {})
     page = _PAGE.substitute(
         family=html.escape(compared.family),
         statement=html.escape(statement(compared)),

@@ -20,7 +20,7 @@ from lohp_jax.diffusion.generator import check_as_trained
 from lohp_jax.solvers.proximal import soft_threshold
 from lohp_jax.training.distributed import Strategy
 from lohp_jax.training.engine import OnProgress, Training, each_step, silent, step_keys, train
-from lohp_jax.training.gradient import first_state, make_optimizer, make_update
+from lohp_jax.training.gradient import first_state, make_update, scheduled_adam
 from lohp_jax.types import Generator, ProblemFamily, PyTree
 
 Form = Literal["matrices", "steps"]
@@ -64,7 +64,7 @@ def train_lista(
     _check_sizes(num_layers=num_layers, batch_size=batch_size)
     _check_family(form, family)
     unroll = {"matrices": _matrices, "steps": _steps}[form](family)
-    optimizer = make_optimizer(updates, learning_rate)
+    optimizer = scheduled_adam(updates, learning_rate)
     start_key, key = jax.random.split(key)
 
     def start(key):

@@ -25,7 +25,7 @@ from lohp_jax.solvers.multistart import gaussian_starts
 from lohp_jax.solvers.trace import Trace, iterate, make_trace, objective_of
 from lohp_jax.training.distributed import Strategy
 from lohp_jax.training.engine import OnProgress, Training, each_step, silent, step_keys, train
-from lohp_jax.training.gradient import FitState, first_state, make_optimizer, make_update
+from lohp_jax.training.gradient import FitState, first_state, make_update, scheduled_adam
 from lohp_jax.types import ProblemFamily, PyTree
 
 Starts = Literal["start", "frame"]
@@ -117,7 +117,7 @@ def train_learned_solver(
     check_option("learned solver", "kind", kind, get_args(Kind))
     check_option("learned solver", "starts", starts, get_args(Starts))
     _check_sizes(num_steps, window, batch_size)
-    optimizer = make_optimizer(updates, learning_rate)
+    optimizer = scheduled_adam(updates, learning_rate)
     begin = functools.partial(_begin, family, starts)
     loss_fn = _make_loss(family, kind, begin, window, num_steps // window)
     start_key, key = jax.random.split(key)

@@ -38,17 +38,6 @@ class Batch(NamedTuple):
     key: jax.Array
 
 
-def make_optimizer(
-    *, learning_rate: float, clip_norm: float, updates: int
-) -> optax.GradientTransformation:
-    """Adam behind a global clip, with linear warm-up over a tenth and cosine decay to a hundredth."""
-    warmup = updates // 10
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0 if warmup else learning_rate, learning_rate, warmup, updates, learning_rate / 100
-    )
-    return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(schedule))
-
-
 def make_update(
     family: TaskFamily, loss: Loss, optimizer: optax.GradientTransformation
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:

@@ -5,9 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lohp_jax.methods.step import TrainState, draw_batches, example_at, make_optimizer, make_update
+from lohp_jax.methods.step import TrainState, draw_batches, example_at, make_update
 from lohp_jax.training import engine
 from lohp_jax.training.distributed import Strategy
+from lohp_jax.training.gradient import scheduled_adam
 from lohp_jax.trajectories.dataset import Dataset
 from lohp_jax.types import Example, Method, PyTree, Space
 
@@ -110,8 +111,8 @@ def make_training(
     """
     init_key, batch_key = jax.random.split(key)
     method, updates = method.bound(space), num_updates(method, config.updates)
-    optimizer = make_optimizer(
-        learning_rate=config.learning_rate, clip_norm=config.clip_norm, updates=updates
+    optimizer = scheduled_adam(
+        updates, config.learning_rate, warmup=updates // 10, clip_norm=config.clip_norm
     )
 
     def start(key, params, dataset):
@@ -149,7 +150,7 @@ def state_shapes(method: Method, space: Space) -> TrainState:
         tokens = jnp.zeros((space.num_steps + 1, *space.codec.mask.shape))
         example = Example(tokens, jnp.zeros((), jnp.int32), space.family.context(data, key), data)
         params = method.init(key, example)
-        optimizer = make_optimizer(learning_rate=1.0, clip_norm=1.0, updates=1)
+        optimizer = scheduled_adam(1, 1.0)
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
     return jax.eval_shape(blank, jax.random.key(0))

@@ -1,6 +1,7 @@
 """The policy: encoder, trunk and Gaussian heads put together over the tokens of one codec."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -91,52 +92,15 @@ def make_policy_network(
       step_features: `(step) -> [F]`, for steps that are no numbers below N, such as noise levels: an
         affine map of these features is then the embedding.
     """
-    channels = codec.mask.shape[1]
-    num_rows = max(1, codec.num_classes)
-    identity = to_rows(codec, start)[:, codec.shared_length :].reshape(num_rows, -1)
-    features = to_rows(codec, jnp.concatenate([jnp.asarray(codec.features), start], axis=-1))
+    sizes = _Sizes(config, num_steps, num_teachers, step_features)
+    facts = _Facts.of(codec, start)
 
-    def embed(read, keep):
-        """A row of the encoder for each row of the codec, or nothing known, as `keep` has it."""
-        if len(read) != num_rows:  # labels without axes in the weights: one row that knows of all
-            read = hk.Linear(config.embedding, name="rows")(read.reshape(1, -1))
-            read = jnp.broadcast_to(read, (num_rows, config.embedding))
-        unknown = hk.get_parameter("unknown", (1, config.embedding), init=jnp.zeros)
-        return keep * read + (1 - keep) * jnp.broadcast_to(unknown, read.shape)
-
-    def embed_step(step):
-        if step_features is None:
-            return hk.Embed(num_steps, config.embedding, name="step")(step)
-        return hk.Linear(config.embedding, name="step")(step_features(step))
-
-    def heads(embedding, teacher, step, state):
-        embedding, seen = embedding
-        style = hk.Embed(num_teachers, config.embedding, name="teacher")(teacher)
-        situation = jnp.broadcast_to(style + embed_step(step), (num_rows, config.embedding))
-        situation = jnp.concatenate([situation, identity], axis=-1)
-        gain, offset = jnp.split(hk.Linear(2 * config.embedding)(situation), 2, axis=-1)
-        condition = embedding * (1.0 + gain) + offset
-        condition += jax.nn.silu(hk.Linear(config.embedding, name="condition")(condition))
-        x = jnp.concatenate([to_rows(codec, state), features, seen], axis=-1)
-        trunk = TRUNKS[config.trunk](config.widths, 4 * channels, name="trunk")
-        out = from_rows(codec, trunk(x, condition))
-        return Heads(*jnp.split(out, 4, axis=-1))
-
-    def build():
-        def init(read, seen):
-            embedding = embed(read, 1.0), seen
-            zero = jnp.zeros((), jnp.int32)
-            step = zero if step_features is None else jnp.zeros(())
-            return heads(embedding, zero, step, jnp.zeros((codec.length, channels)))
-
-        return init, (embed, heads)
-
-    transformed = hk.without_apply_rng(hk.multi_transform(build))
+    transformed = _transform(sizes, facts)
     embed_fn, heads_fn = transformed.apply
 
     def seen_by_inputs(context):
         if inputs is None:
-            return jnp.zeros((*features.shape[:2], 0))
+            return jnp.zeros((*facts.features.shape[:2], 0))
         return where_read(codec, inputs(context))
 
     def init(key, context):
@@ -159,6 +123,84 @@ def make_policy_network(
         lambda params, *seen: heads_fn(params["network"], *seen),
         lambda params: jnp.append(params["log_coefficient"], 0.0),
     )
+
+
+class _Sizes(NamedTuple):
+    """What the modules below are made of; see `make_policy_network`."""
+
+    config: NetworkConfig
+    num_steps: int
+    num_teachers: int
+    step_features: Callable[[jax.Array], jax.Array] | None
+
+
+class _Facts(NamedTuple):
+    """What is known of the weights before any context.
+
+    Attributes:
+      codec: of the generated network.
+      identity: `[rows, own numbers]`, where theta_0 has a label's own weights.
+      features: `[rows, row length, F]`, of each token.
+    """
+
+    codec: Codec
+    identity: jax.Array
+    features: jax.Array
+
+    @classmethod
+    def of(cls, codec: Codec, start: jax.Array) -> "_Facts":
+        """The facts of theta_0, whose tokens are `start`."""
+        own = to_rows(codec, start)[:, codec.shared_length :]
+        known = jnp.concatenate([jnp.asarray(codec.features), start], axis=-1)
+        return cls(codec, own.reshape(len(own), -1), to_rows(codec, known))
+
+
+def _transform(sizes: _Sizes, facts: _Facts) -> hk.MultiTransformed:
+    """`init(key, read, seen)` and `apply = (embed, heads)`."""
+
+    def build():
+        embed = functools.partial(_embed, sizes, facts)
+        heads = functools.partial(_heads, sizes, facts)
+
+        def init(read, seen):
+            by_number = sizes.step_features is None
+            step = jnp.zeros((), jnp.int32 if by_number else jnp.float32)
+            state = jnp.zeros(facts.codec.mask.shape)
+            return heads((embed(read, 1.0), seen), jnp.zeros((), jnp.int32), step, state)
+
+        return init, (embed, heads)
+
+    return hk.without_apply_rng(hk.multi_transform(build))
+
+
+def _embed(sizes: _Sizes, facts: _Facts, read: jax.Array, keep: jax.Array | float) -> jax.Array:
+    """A row of the encoder for each row of the codec; nothing known where keep = 0."""
+    num_rows, width = len(facts.identity), sizes.config.embedding
+    if len(read) != num_rows:  # labels without axes in the weights: one row that knows of all
+        read = hk.Linear(width, name="rows")(read.reshape(1, -1))
+        read = jnp.broadcast_to(read, (num_rows, width))
+    unknown = hk.get_parameter("unknown", (1, width), init=jnp.zeros)
+    return keep * read + (1 - keep) * jnp.broadcast_to(unknown, read.shape)
+
+
+def _heads(sizes: _Sizes, facts: _Facts, embedding, teacher, step, state) -> Heads:
+    """`PolicyNetwork.heads`."""
+    (embedding, seen), width = embedding, sizes.config.embedding
+    style = hk.Embed(sizes.num_teachers, width, name="teacher")(teacher)
+    if sizes.step_features is None:
+        style += hk.Embed(sizes.num_steps, width, name="step")(step)
+    else:
+        style += hk.Linear(width, name="step")(sizes.step_features(step))
+    situation = jnp.broadcast_to(style, (len(facts.identity), width))
+    situation = jnp.concatenate([situation, facts.identity], axis=-1)
+    gain, offset = jnp.split(hk.Linear(2 * width)(situation), 2, axis=-1)
+    condition = embedding * (1.0 + gain) + offset
+    condition += jax.nn.silu(hk.Linear(width, name="condition")(condition))
+    x = jnp.concatenate([to_rows(facts.codec, state), facts.features, seen], axis=-1)
+    channels = state.shape[-1]
+    trunk = TRUNKS[sizes.config.trunk](sizes.config.widths, 4 * channels, name="trunk")
+    out = from_rows(facts.codec, trunk(x, condition))
+    return Heads(*jnp.split(out, 4, axis=-1))
 
 
 def where_read(codec: Codec, means: jax.Array) -> jax.Array:

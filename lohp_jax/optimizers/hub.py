@@ -30,7 +30,7 @@ from lohp_jax.optimizers.mixing import (
 from lohp_jax.optimizers.online import online_mixer
 from lohp_jax.optimizers.spike import spike_mixer
 from lohp_jax.optimizers.trees import Path, Tensors, by_path, keys
-from lohp_jax.optimizers.trust import trust_mixer
+from lohp_jax.optimizers.trust import TrustSettings, trust_mixer
 from lohp_jax.types import PyTree
 
 Mode = Literal["vanilla", "invert", "trust", "spike", "online"]
@@ -51,13 +51,13 @@ def hub(
 
     "vanilla" takes s of the hand-designed and 1 - s of the learned update (eq. 5), "invert" the other
     way round (eq. 13). The mean of s over a group of K entries is 1 / K whatever the gradient: small
-    gradients give a constant blend, one that towers over the others by more than about log K gives
-    its entry to one optimizer alone. So the blend depends on the scale of the loss. "trust", "spike"
-    and "online" do not; see `hub_trust`, `hub_spike` and `hub_online`, which also set their numbers.
+    gradients give a constant blend, one that towers over the others by about log K or more gives its
+    entry to one optimizer. So the blend depends on the scale of the loss. "trust", "spike" and
+    "online" do not; see `hub_trust`, `hub_spike` and `hub_online`, which also set their numbers.
 
-    One gradient serves both. Extra arguments (`value`, `value_fn`, `grad_fn`, ...) reach both. Under
-    `optax.inject_hyperparams`, which calls any function as a schedule, before this one sees it, a `mode`
-    or `clip` by path needs `static_args=("mode", "clip")`.
+    One gradient and all extra arguments (`value`, `value_fn`, `grad_fn`, ...) reach both. Under
+    `optax.inject_hyperparams`, which calls any function as a schedule, a `mode` or `clip` by path needs
+    `static_args=("mode", "clip")`.
 
     Args:
       hand_designed: any optax transformation, learning rate included, e.g. `optax.adamw(1e-3)`. Its
@@ -66,40 +66,30 @@ def hub(
       learned: the same, e.g. a learned optimizer.
       mode: for all parameters, or a function of the path of a tensor (its keys as strings), which is
         the block-wise form (eqs. 14 and 15), see `block_wise`.
-      clip: bounds (low, high) of s (eqs. 16 and 17), for all or by path; shares then no longer add up
-        to 1 over a group. None leaves s alone. Of "vanilla" and "invert" only.
-      group: what the softmax is over: every "tensor", every "module" (tensors whose paths agree but
-        for the last key) or "global", all entries; of other modes, whose entries are judged together.
+      clip: bounds (low, high) of s (eqs. 16 and 17), for all or by path, in "vanilla" and "invert"; the
+        shares of a group then no longer add up to 1. None leaves s alone.
+      group: whose entries the softmax is over, or other modes judge together: every "tensor", every
+        "module" (tensors whose paths agree but for the last key) or "global", all.
       guard: None, as published: a NaN of either optimizer stays. "finite", our extension: a tensor
         takes the hand-designed update where the learned one is not finite, none where the gradient or
-        the hand-designed one is not; the state, of that tensor, of the optimizer that failed starts
-        anew (behind `optax.masked` or `optax.partition`, every array that is not finite), and a gradient
-        that is not finite reaches both as zero. "trust", "spike" and "online" always have it.
+        the hand-designed one is not; its state in the optimizer that failed starts anew (behind
+        `optax.masked` or `optax.partition`, every array that is not finite), and a gradient that is not
+        finite reaches both as zero. "trust", "spike" and "online" always have it.
 
     Returns: a transformation whose state is a `HubState`. Masked and None leaves stay out of the
-      softmax; leaves without entries pass if both optimizers take them, which of the learned rules only
-      `celo2` does. Under `jit` all sums are over the whole of a sharded tensor; inside `jax.shard_map`
-      they would be over a shard.
+      softmax; leaves without entries pass if both optimizers take them (of the learned rules: `celo2`).
+      Under `jit` sums are over the whole of a sharded tensor, inside `jax.shard_map` over a shard.
 
     Raises: ValueError for an unknown mode, group or guard (with the nearest), bounds that are not
-      0 <= low <= high <= 1, or bounds for a mode that has none; in `init` the same where they depend on
-      the path, for parameters that are no floating-point or complex arrays, and for two whose keys,
-      joined by slashes, are the same; in `update` for a missing `value` with "trust", and for other
-      tensors than `init` saw.
+      0 <= low <= high <= 1, or bounds for a mode that has none; in `init` the same by path, and for
+      parameters that are no floating-point or complex arrays, or share a path joined by slashes; in
+      `update` for a missing `value` with "trust", and for other tensors than `init` saw.
     """
     check_option("hub", "group", group, get_args(Group))
+    _check_constants(mode, clip)
     mode_of = mode if callable(mode) else lambda path: mode
     clip_of = clip if callable(clip) else lambda path: clip
-    if not callable(mode):
-        _check_mode(mode, None if callable(clip) else clip)
-    if not callable(clip):
-        _check_bounds(clip)
-    mixers = {
-        "softmax": softmax_mixer(mode_of=mode_of, clip_of=clip_of, group=group),
-        "trust": trust_mixer(group=group),
-        "spike": spike_mixer(group=group),
-        "online": online_mixer(group=group),
-    }
+    mixers = _make_mixers(mode_of, clip_of, group)
 
     def select(path):
         chosen = mode_of(path)
@@ -232,6 +222,25 @@ def _softmax_shares(
         if bounds is not None:
             sums[path] = jnp.sum(shares[path])
     return shares, mean_by_group(sums, held, group), combine(largest, group, jnp.maximum)
+
+
+def _make_mixers(mode_of: Callable, clip_of: Callable, group: Group) -> dict[str, Mixer]:
+    """The rules that modes choose from, by name; "softmax" serves `_SOFTMAX`."""
+    return {
+        "softmax": softmax_mixer(mode_of=mode_of, clip_of=clip_of, group=group),
+        "trust": trust_mixer(TrustSettings(group=group)),
+        "spike": spike_mixer(group=group),
+        "online": online_mixer(group=group),
+    }
+
+
+def _check_constants(mode: Any, clip: Any) -> None:
+    """Checks what does not depend on the path."""
+    bounds = None if callable(clip) else clip
+    if callable(mode):
+        _check_bounds(bounds)
+    else:
+        _check_mode(mode, bounds)
 
 
 def _check_mode(mode: Any, bounds: Bounds | None) -> None:

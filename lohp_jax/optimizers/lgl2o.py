@@ -3,6 +3,7 @@
 arXiv 2201.12426. The rival of HUB: instead of blending two updates it tries both and keeps the better.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -50,17 +51,15 @@ def lgl2o(
     """Takes the learned update only where it leads to a smaller loss than the hand-designed one.
 
     "candidate": both propose an update from one gradient; every `num_steps` steps two evaluations of
-    the loss decide whose updates are taken until the next comparison. "race": both run on their own
-    for `num_steps` steps, the learned one on gradients where it stands, so that a step costs two
-    gradients; then both go on from where the better one is. Meanwhile the parameters are those of the
-    hand-designed optimizer. The learned one sees the gradients of `grad_fn` as they are: what changes
-    them, e.g. clipping, belongs inside both optimizers, not before `lgl2o` in a chain. A loss that is
-    not finite loses, and a tie goes to the hand-designed optimizer, so that nothing is ever worse than
-    it by the losses compared.
+    the loss decide whose updates are taken until the next. "race": both run on their own for
+    `num_steps` steps, each on gradients where it stands, two a step; then both go on from where the
+    better one is. Meanwhile the parameters are those of the hand-designed optimizer. The learned one
+    sees the gradients of `grad_fn` as they are: clipping and the like belong inside both, not before
+    `lgl2o` in a chain. A loss that is not finite loses, a tie goes to the hand-designed optimizer: by
+    the losses compared nothing is worse than it.
 
-    An optimizer whose update leads to what is not finite loses, too. It stays where it is, and keeps
-    its state but for counts and keys, so that one bad gradient spoils neither parameters nor states:
-    where both fail, nothing moves.
+    An optimizer whose update leads to what is not finite loses, too. It stays where it is and keeps its
+    state, but for counts and keys, so that one bad gradient spoils nothing; if both fail, nothing moves.
 
     Args:
       hand_designed: the fallback, any optax transformation.
@@ -77,14 +76,12 @@ def lgl2o(
     """
     check_option("lgl2o", "mode", mode, get_args(Mode))
     check_num_steps("lgl2o", num_steps)
-    hand_designed = with_extra_args(hand_designed)
-    learned = with_extra_args(learned)
+    hand_designed, learned = map(with_extra_args, (hand_designed, learned))
     racing = mode == "race"
 
     def init(params):
         check_params("lgl2o", params)
-        # a copy, so that parameters and state can be donated
-        rival = jax.tree.map(jnp.array, params) if racing else ()
+        rival = jax.tree.map(jnp.array, params) if racing else ()  # copied, so it can be donated
         states = hand_designed.init(params), learned.init(params)
         step, wins, failures = (jnp.zeros((), jnp.int32) for _ in range(3))
         return Lgl2oState(*states, rival, step, jnp.zeros((), bool), wins, failures)
@@ -94,36 +91,54 @@ def lgl2o(
         check_same_params("lgl2o", init, updates, params, state)
         extra |= {"value_fn": value_fn, "grad_fn": grad_fn}
         here = state.rival if racing else params
-        fallback, hand_state, hand_ok = _advance(
-            hand_designed, updates, state.hand_designed, params, extra
-        )
+        ours = _advance(hand_designed, updates, state.hand_designed, params, extra)
         gradient = grad_fn(here, 1) if racing else updates
-        rival, learned_state, learned_ok = _advance(learned, gradient, state.learned, here, extra)
-
-        step = state.step + 1
-        # a race is judged where it ends, a choice between candidates where it begins to count
-        due = (step if racing else state.step) % num_steps == 0
-        better = branch(
-            due,
-            lambda: _better(value_fn(rival), jnp.where(hand_ok, value_fn(fallback), jnp.inf)),
-            lambda: jnp.zeros((), bool),
-        )
-        won = learned_ok & better
-        follows = jnp.where(due, won, state.follows_learned)
-        # between comparisons a candidate that fails makes way for the other one
-        taken = won if racing else jnp.where(due, won, learned_ok & (follows | ~hand_ok))
-        chosen = optax.tree.where(taken, rival, fallback)
-        kept = optax.tree.where(due, chosen, rival) if racing else ()
+        theirs = _advance(learned, gradient, state.learned, here, extra)
+        due, taken, counts = _judge(racing, num_steps, state, ours, theirs, value_fn)
+        chosen = optax.tree.where(taken, theirs.params, ours.params)
+        kept = optax.tree.where(due, chosen, theirs.params) if racing else ()
         moved = jax.tree.map(lambda new, old: (new - old).astype(old.dtype), chosen, params)
-        failures = state.failures + ~hand_ok + ~learned_ok
-        wins = state.learned_wins + won
-        return moved, Lgl2oState(hand_state, learned_state, kept, step, follows, wins, failures)
+        return moved, Lgl2oState(ours.state, theirs.state, kept, *counts)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _advance(optimizer, gradient, state, params, extra):
-    """One step of an optimizer: parameters, state, and whether the step was finite, and so taken."""
+class _Attempt(NamedTuple):
+    """One step of an optimizer; `ok`: whether it was finite, and so taken."""
+
+    params: PyTree
+    state: optax.OptState
+    ok: jax.Array
+
+
+def _judge(
+    racing: bool,
+    num_steps: int,
+    state: Lgl2oState,
+    ours: _Attempt,
+    theirs: _Attempt,
+    value_fn: Callable[[PyTree], jax.Array],
+) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
+    """Whether a comparison is due, whether `theirs` is taken, and the last fields of the state."""
+    step = state.step + 1
+    # a race is judged where it ends, a choice between candidates where it begins to count
+    due = (step if racing else state.step) % num_steps == 0
+    better = branch(
+        due,
+        lambda: _better(
+            value_fn(theirs.params), jnp.where(ours.ok, value_fn(ours.params), jnp.inf)
+        ),
+        lambda: jnp.zeros((), bool),
+    )
+    won = theirs.ok & better
+    follows = jnp.where(due, won, state.follows_learned)
+    # between comparisons a candidate that fails makes way for the other one
+    taken = won if racing else jnp.where(due, won, theirs.ok & (follows | ~ours.ok))
+    failures = state.failures + ~ours.ok + ~theirs.ok
+    return due, taken, (step, follows, state.learned_wins + won, failures)
+
+
+def _advance(optimizer, gradient, state, params, extra) -> _Attempt:
     own = {"grad": gradient} if "grad" in extra else {}
     updates, new_state = optimizer.update(gradient, state, params, **(extra | own))
     new = optax.apply_updates(params, updates)
@@ -132,7 +147,8 @@ def _advance(optimizer, gradient, state, params, extra):
     def keep(x, old):
         return jnp.where(ok, x, old) if jnp.issubdtype(x.dtype, jnp.inexact) else x
 
-    return optax.tree.where(ok, new, params), jax.tree.map(keep, new_state, state), ok
+    kept = jax.tree.map(keep, new_state, state)
+    return _Attempt(optax.tree.where(ok, new, params), kept, ok)
 
 
 def _better(theirs: jax.Array, ours: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ state of its own; `mix_optimizers` makes an optax transformation of it.
 import functools
 import operator
 from collections.abc import Callable, Set
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -104,28 +104,23 @@ def mix_optimizers(
     """
     if guard is not None:
         check_option(name, "guard", guard, get_args(Guard))
-    hand_designed = with_extra_args(hand_designed)
-    learned = with_extra_args(learned)
+    optimizers = with_extra_args(hand_designed), with_extra_args(learned)
     select = select or (lambda path: next(iter(mixers)))
+
+    def choose(tensors):
+        return {path: select(path) for path in tensors}
 
     def init_parts(params):
         tensors = by_path(params)
-        chosen = {path: select(path) for path in tensors}
-        rules = {
-            rule: mixers[rule].init(
-                {path: tensors[path] for path in tensors if chosen[path] == rule}
-            )
-            for rule in dict.fromkeys(chosen.values())
-        }
-        states = hand_designed.init(params), learned.init(params)
+        rules = _init_rules(mixers, choose(tensors), tensors)
+        states = (optimizer.init(params) for optimizer in optimizers)
         return HubState(*states, {}, {}, jnp.zeros((), jnp.int32), rules)
 
     def init(params):
         check_params(name, params)
         state, tensors = init_parts(params), by_path(params)
-        chosen = {path: select(path) for path in tensors}
         proposal = Proposal(tensors, tensors, tensors, jnp.zeros(()))
-        mix = functools.partial(_mix, mixers, chosen)
+        mix = functools.partial(_mix, mixers, choose(tensors))
         weights = jax.eval_shape(mix, proposal, state.rules)[1:3]
         mean, largest = jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), weights)
         rules = jax.tree.map(jnp.array, state.rules)  # a buffer each, so that it can be donated
@@ -134,31 +129,60 @@ def mix_optimizers(
     def update(updates, state, params=None, **extra):
         parts = state._replace(mean_weight={}, max_weight={})
         check_same_params(name, init_parts, updates, params, parts)
-        structure, gradients = jax.tree.structure(updates), by_path(updates)
-        chosen = {path: select(path) for path in gradients}
+        chosen = choose(by_path(updates))
         guarded = [path for path in chosen if guard or mixers[chosen[path]].guarded]
-        unusable = not_finite(gradients, guarded)
-        gradients = replace(gradients, unusable)
-        seen = structure.unflatten(gradients.values())
-        ours, hand_state = hand_designed.update(seen, state.hand_designed, params, **extra)
-        theirs, learned_state = learned.update(seen, state.learned, params, **extra)
-        ours, theirs = by_path(ours), by_path(theirs)
-        broken, failed = not_finite(ours, guarded), not_finite(theirs, guarded)
-        start = updates if params is None else params
-        repaired = functools.partial(repair, start, structure)
-        ours, hand_state = repaired(hand_designed, ours, hand_state, broken, None)
-        theirs, learned_state = repaired(learned, theirs, learned_state, failed, ours)
-        proposal = Proposal(gradients, ours, theirs, extra.get("value"))
-        mixed, *weights, rules = _mix(mixers, chosen, proposal, state.rules)
-        _check_same_groups(name, state.mean_weight.keys(), weights[0].keys())
-        still = {path: unusable[path] | broken[path] for path in guarded}
+        proposal, state, still = _propose(optimizers, updates, state, params, guarded, extra)
+        mixed, mean, largest, rules = _mix(mixers, chosen, proposal, state.rules)
+        _check_same_groups(name, state.mean_weight.keys(), mean.keys())
         mixed = replace(mixed, still)
-        events = sum((still[path] | failed[path]).astype(jnp.int32) for path in guarded)
-        mixed = structure.unflatten([mixed[path] for path in gradients])
-        events += state.guard_events
-        return mixed, HubState(hand_state, learned_state, *weights, events, rules)
+        mixed = jax.tree.structure(updates).unflatten([mixed[path] for path in chosen])
+        return mixed, state._replace(mean_weight=mean, max_weight=largest, rules=rules)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _init_rules(
+    mixers: dict[str, Mixer], chosen: dict[Path, str], tensors: Tensors
+) -> dict[str, PyTree]:
+    """The state of every rule in use, on its tensors."""
+    return {
+        rule: mixers[rule].init({path: tensors[path] for path in tensors if chosen[path] == rule})
+        for rule in dict.fromkeys(chosen.values())
+    }
+
+
+def _propose(
+    optimizers: tuple[optax.GradientTransformationExtraArgs, optax.GradientTransformationExtraArgs],
+    updates: PyTree,
+    state: HubState,
+    params: PyTree | None,
+    guarded: list[Path],
+    extra: dict[str, Any],
+) -> tuple[Proposal, HubState, dict[Path, jax.Array]]:
+    """Runs both optimizers on one gradient; the guard repairs the updates and states of both.
+
+    Returns: what they propose; the state with theirs, and the guard's events counted; by path of the
+      guarded tensors, whether one must stay as it is.
+    """
+    hand_designed, learned = optimizers
+    structure, gradients = jax.tree.structure(updates), by_path(updates)
+    unusable = not_finite(gradients, guarded)
+    gradients = replace(gradients, unusable)
+    seen = structure.unflatten(gradients.values())
+    ours, hand_state = hand_designed.update(seen, state.hand_designed, params, **extra)
+    theirs, learned_state = learned.update(seen, state.learned, params, **extra)
+    ours, theirs = by_path(ours), by_path(theirs)
+    broken, failed = not_finite(ours, guarded), not_finite(theirs, guarded)
+    start = updates if params is None else params
+    repaired = functools.partial(repair, start, structure)
+    ours, hand_state = repaired(hand_designed, ours, hand_state, broken, None)
+    theirs, learned_state = repaired(learned, theirs, learned_state, failed, ours)
+    proposal = Proposal(gradients, ours, theirs, extra.get("value"))
+    still = {path: unusable[path] | broken[path] for path in guarded}
+    events = sum((still[path] | failed[path]).astype(jnp.int32) for path in guarded)
+    events += state.guard_events
+    state = state._replace(hand_designed=hand_state, learned=learned_state, guard_events=events)
+    return proposal, state, still
 
 
 def _mix(

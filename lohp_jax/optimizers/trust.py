@@ -1,5 +1,6 @@
 """The trust region: the learned update where, and as far as, loss and gradients bear it out."""
 
+import functools
 import math
 from typing import NamedTuple, get_args
 
@@ -12,6 +13,7 @@ from lohp_jax.optimizers.mixing import (
     Group,
     Mixed,
     Mixer,
+    Proposal,
     Scalars,
     group_of,
     inner,
@@ -141,98 +143,111 @@ def hub_trust(
 
     Raises: ValueError for numbers out of range or an unknown group; `update` for a missing `value`.
     """
-    rule = trust_mixer(
-        ratio=ratio,
-        bounds=bounds,
-        grow=grow,
-        shrink=shrink,
-        caution=caution,
-        optimism=optimism,
-        fall_back=fall_back,
-        group=group,
-    )
-    return mix_optimizers(hand_designed, learned, {"trust": rule}, name="hub_trust")
+    settings = TrustSettings(ratio, bounds, grow, shrink, caution, optimism, fall_back, group)
+    rules = {"trust": trust_mixer(settings)}
+    return mix_optimizers(hand_designed, learned, rules, name="hub_trust")
 
 
-def trust_mixer(
-    *,
-    ratio: float = 2.0,
-    bounds: tuple[float, float] = (1.0, 20.0),
-    grow: float = 1.1,
-    shrink: float = 0.5,
-    caution: float = 1.0,
-    optimism: float = 0.0,
-    fall_back: bool = True,
-    group: Group = "tensor",
-) -> Mixer:
+class TrustSettings(NamedTuple):
+    """Of the trust region; each as in `hub_trust`."""
+
+    ratio: float = 2.0
+    bounds: tuple[float, float] = (1.0, 20.0)
+    grow: float = 1.1
+    shrink: float = 0.5
+    caution: float = 1.0
+    optimism: float = 0.0
+    fall_back: bool = True
+    group: Group = "tensor"
+
+
+def trust_mixer(settings: TrustSettings) -> Mixer:
     """The rule of `hub_trust`."""
-    _check(ratio, bounds, grow, shrink, caution, optimism, group)
-
-    def init(params):
-        names = sorted({group_of(path, group) for path, p in params.items() if p.size})
-        zeros, zero = jnp.zeros(len(names), jnp.float32), jnp.zeros((), jnp.float32)
-        start = jnp.clip(jnp.float32(ratio), *bounds)
-        difference = {name_of(path): wide(jnp.zeros_like(p)) for path, p in params.items()}
-        none, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-        loss = LossTrend(zero, Tally(zero, zero), none, no, no)
-        tally = Tally(zeros, zeros)
-        ratios = dict.fromkeys(names, start)
-        return TrustState(ratios, none, zeros, zeros, zeros, tally, tally, difference, loss)
-
-    def judge(state, gradients, failed):
-        """By group: the share of the learned update, and whether (> 0) further would be better."""
-        last = {path: state.difference[name_of(path)] for path in gradients}
-        cost = _stack(inner(gradients, last, group))
-        size = _norm(gradients, group) * state.size
-        evidence = _add(state.evidence, _quotient(cost + optimism * state.before, size))
-        evidence = jax.tree.map(lambda x: jnp.where(failed, 0.0, x), evidence)
-        overshoot = _add(state.overshoot, _quotient(cost, size))
-        trust = jax.nn.sigmoid(-_SHARPNESS * (_score(evidence) + caution))
-        further = -_score(overshoot)
-        if not fall_back:
-            trust, further = jnp.ones_like(trust), jnp.full_like(further, jnp.inf)
-        return trust, further, evidence, overshoot
-
-    def next_ratio(state, trust, further, loss):
-        old = _stack(state.ratio)
-        success = loss.falling & (further > _SIGNIFICANT) & (state.used > old)
-        rho = jnp.where(success, old * grow, old)
-        rho = jnp.where(further < -_SIGNIFICANT, jnp.minimum(old, state.used) * _RETREAT, rho)
-        rho = jnp.where(trust < 0.5, jnp.clip(ratio, old / _RETURN, old * _RETURN), rho)
-        return jnp.clip(jnp.where(loss.failed, rho * shrink, rho), *bounds)
-
-    def mix(proposal, state):
-        gradients, ours, theirs, value = proposal
-        loss = _follow_loss(state.loss, value)
-        trust, further, evidence, overshoot = judge(state, gradients, loss.failed)
-        rho = next_ratio(state, trust, further, loss)
-        hand, learned = _norm(ours, group), _norm(theirs, group)
-        known = jnp.isfinite(hand + learned)  # or a square has overflowed: U_H then
-        trust = jnp.where(known, trust, 0.0)
-        scale = jnp.where(known, jnp.minimum(1.0, rho * _quotient(hand, learned)), 0.0)
-        updates, move = {}, {}
-        factors = dict(zip(state.ratio, zip(scale, trust, strict=True), strict=True))
-        for path, u in ours.items():
-            reduced, share = factors.get(group_of(path, group), (1.0, 1.0))  # if without entries
-            move[path] = reduced * wide(theirs[path]) - wide(u)
-            updates[path] = (wide(u) + share * move[path]).astype(u.dtype)
-        shares = dict(zip(state.ratio, 1.0 - trust, strict=True))
-        before = _stack(inner(gradients, move, group))
-        known &= jnp.isfinite(before)  # or the step is no evidence: of size 0
-        state = TrustState(
-            ratio=dict(zip(state.ratio, rho, strict=True)),
-            failures=state.failures + loss.failed,
-            used=jnp.where(known, _quotient(learned, hand), state.used),
-            size=jnp.where(known, hand + scale * learned, 0.0),
-            before=jnp.where(known, before, 0.0),
-            evidence=evidence,
-            overshoot=overshoot,
-            difference={name_of(path): leaf for path, leaf in move.items()},
-            loss=loss,
-        )
-        return Mixed(updates, shares, shares, state)
-
+    _check(settings)
+    init, mix = (functools.partial(function, settings) for function in (_init, _mix))
     return Mixer(init, mix, guarded=True)
+
+
+def _init(settings: TrustSettings, params: Tensors) -> TrustState:
+    names = sorted({group_of(path, settings.group) for path, p in params.items() if p.size})
+    zeros, zero = jnp.zeros(len(names), jnp.float32), jnp.zeros((), jnp.float32)
+    start = jnp.clip(jnp.float32(settings.ratio), *settings.bounds)
+    difference = {name_of(path): wide(jnp.zeros_like(p)) for path, p in params.items()}
+    none, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+    loss = LossTrend(zero, Tally(zero, zero), none, no, no)
+    tally = Tally(zeros, zeros)
+    ratios = dict.fromkeys(names, start)
+    return TrustState(ratios, none, zeros, zeros, zeros, tally, tally, difference, loss)
+
+
+def _mix(settings: TrustSettings, proposal: Proposal, state: TrustState) -> Mixed:
+    gradients, ours, theirs, value = proposal
+    group = settings.group
+    loss = _follow_loss(state.loss, value)
+    trust, further, evidence, overshoot = _judge(settings, state, gradients, loss.failed)
+    rho = _next_ratio(settings, state, trust, further, loss)
+    hand, learned = _norm(ours, group), _norm(theirs, group)
+    known = jnp.isfinite(hand + learned)  # or a square has overflowed: U_H then
+    trust = jnp.where(known, trust, 0.0)
+    scale = jnp.where(known, jnp.minimum(1.0, rho * _quotient(hand, learned)), 0.0)
+    updates, move = {}, {}
+    factors = dict(zip(state.ratio, zip(scale, trust, strict=True), strict=True))
+    for path, u in ours.items():
+        reduced, share = factors.get(group_of(path, group), (1.0, 1.0))  # if without entries
+        move[path] = reduced * wide(theirs[path]) - wide(u)
+        updates[path] = (wide(u) + share * move[path]).astype(u.dtype)
+    shares = dict(zip(state.ratio, 1.0 - trust, strict=True))
+    before = _stack(inner(gradients, move, group))
+    known &= jnp.isfinite(before)  # or the step is no evidence: of size 0
+    state = TrustState(
+        ratio=dict(zip(state.ratio, rho, strict=True)),
+        failures=state.failures + loss.failed,
+        used=jnp.where(known, _quotient(learned, hand), state.used),
+        size=jnp.where(known, hand + scale * learned, 0.0),
+        before=jnp.where(known, before, 0.0),
+        evidence=evidence,
+        overshoot=overshoot,
+        difference={name_of(path): leaf for path, leaf in move.items()},
+        loss=loss,
+    )
+    return Mixed(updates, shares, shares, state)
+
+
+def _judge(
+    settings: TrustSettings, state: TrustState, gradients: Tensors, failed: jax.Array
+) -> tuple[jax.Array, jax.Array, Tally, Tally]:
+    """By group: the share w of the learned update, and whether (> 0) further would be better.
+
+    Returns: `[G]` both, and the evidence and overshoot of the next state.
+    """
+    last = {path: state.difference[name_of(path)] for path in gradients}
+    cost = _stack(inner(gradients, last, settings.group))
+    size = _norm(gradients, settings.group) * state.size
+    evidence = _add(state.evidence, _quotient(cost + settings.optimism * state.before, size))
+    evidence = jax.tree.map(lambda x: jnp.where(failed, 0.0, x), evidence)
+    overshoot = _add(state.overshoot, _quotient(cost, size))
+    trust = jax.nn.sigmoid(-_SHARPNESS * (_score(evidence) + settings.caution))
+    further = -_score(overshoot)
+    if not settings.fall_back:
+        trust, further = jnp.ones_like(trust), jnp.full_like(further, jnp.inf)
+    return trust, further, evidence, overshoot
+
+
+def _next_ratio(
+    settings: TrustSettings,
+    state: TrustState,
+    trust: jax.Array,
+    further: jax.Array,
+    loss: LossTrend,
+) -> jax.Array:
+    """`[G]` rho of this step."""
+    ratio, bounds, grow, shrink, *_ = settings
+    old = _stack(state.ratio)
+    success = loss.falling & (further > _SIGNIFICANT) & (state.used > old)
+    rho = jnp.where(success, old * grow, old)
+    rho = jnp.where(further < -_SIGNIFICANT, jnp.minimum(old, state.used) * _RETREAT, rho)
+    rho = jnp.where(trust < 0.5, jnp.clip(ratio, old / _RETURN, old * _RETURN), rho)
+    return jnp.clip(jnp.where(loss.failed, rho * shrink, rho), *bounds)
 
 
 def _follow_loss(old: LossTrend, value: jax.Array | None) -> LossTrend:
@@ -280,7 +295,8 @@ def _stack(scalars: Scalars) -> jax.Array:
     return jnp.stack(list(scalars.values())) if scalars else jnp.zeros(0, jnp.float32)
 
 
-def _check(ratio, bounds, grow, shrink, caution, optimism, group) -> None:
+def _check(settings: TrustSettings) -> None:
+    ratio, bounds, grow, shrink, caution, optimism, _, group = settings
     check_option("hub_trust", "group", group, get_args(Group))
     check_positive("hub_trust", "ratio", ratio)
     check_positive("hub_trust", "shrink", shrink)

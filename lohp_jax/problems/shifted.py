@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lohp_jax.checks import check_option
-from lohp_jax.problems.family import check_problem, check_sizes, problem_family
+from lohp_jax.problems.family import Problem, check_problem, check_sizes, problem_family
 from lohp_jax.types import ProblemFamily
 
 Features = Literal["probes", "none", "shift"]
@@ -50,19 +50,8 @@ def shifted_family(
     num_probes = n if num_probes is None else num_probes
     check_sizes(name, n=n, num_probes=num_probes)
     check_option(name, "features", features, get_args(Features))
-    centre, width = units
     points = jax.random.uniform(jax.random.key(0), (num_probes, n), jnp.float32, -_START, _START)
-
-    def sample(key, split):
-        shift_key, x0_key, rotation_key = jax.random.split(key, 3)
-        reach = _SHIFT if shifted else 0.0
-        problem = {
-            "shift": jax.random.uniform(shift_key, (n,), jnp.float32, -reach, reach),
-            "x0": jax.random.uniform(x0_key, (n,), jnp.float32, -_START, _START),
-        }
-        if rotated:
-            problem["rotation"] = jax.random.orthogonal(rotation_key, n)
-        return problem
+    reach = _SHIFT if shifted else 0.0
 
     def objective(x, problem):
         z = x - problem["shift"]
@@ -73,29 +62,44 @@ def shifted_family(
             return problem["shift"]
         if features == "none":
             return jnp.zeros(1)
+        centre, width = units
         return (jax.vmap(lambda x: objective(x, problem))(points) - centre) / width
-
-    def frame(problem):
-        scale = _SHIFT / math.sqrt(3.0) if shifted else 1.0
-        return jnp.zeros_like(problem["shift"]), jnp.full_like(problem["shift"], scale)
-
-    def check(problem):
-        shapes = {"shift": "n", "x0": "n"} | ({"rotation": "n n"} if rotated else {})
-        arrays = check_problem(name, problem, shapes)
-        if rotated:
-            _check_rotation(name, arrays["rotation"])
 
     return problem_family(
         name,
-        sample=sample,
+        sample=lambda key, split: _draw_problem(key, n, reach, rotated),
         objective=objective,
         start=lambda problem: problem["x0"],
         init=lambda key: jax.random.uniform(key, (n,), jnp.float32, -_START, _START),
         solve=lambda problem, key: problem["shift"],
-        frame=frame,
+        frame=lambda problem: _frame(problem["shift"], shifted),
         features=feature_vector,
-        check=check,
+        check=lambda problem: _check_problem(name, problem, rotated),
     )
+
+
+def _draw_problem(key: jax.Array, n: int, reach: float, rotated: bool) -> Problem:
+    shift_key, x0_key, rotation_key = jax.random.split(key, 3)
+    problem = {
+        "shift": jax.random.uniform(shift_key, (n,), jnp.float32, -reach, reach),
+        "x0": jax.random.uniform(x0_key, (n,), jnp.float32, -_START, _START),
+    }
+    if rotated:
+        problem["rotation"] = jax.random.orthogonal(rotation_key, n)
+    return problem
+
+
+def _frame(shift: jax.Array, shifted: bool) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard deviation of uniform shifts."""
+    scale = _SHIFT / math.sqrt(3.0) if shifted else 1.0
+    return jnp.zeros_like(shift), jnp.full_like(shift, scale)
+
+
+def _check_problem(name: str, problem: Problem, rotated: bool) -> None:
+    shapes = {"shift": "n", "x0": "n"} | ({"rotation": "n n"} if rotated else {})
+    arrays = check_problem(name, problem, shapes)
+    if rotated:
+        _check_rotation(name, arrays["rotation"])
 
 
 def _check_rotation(name: str, matrix: np.ndarray) -> None:

@@ -4,12 +4,10 @@ The command line derives from them; `to_json` and `from_json` carry them to disk
 """
 
 import dataclasses
-import difflib
 import inspect
 import math
 import types
 import typing
-from collections.abc import Iterable
 from typing import Any, Literal
 
 from lohp_jax.checks import check_option
@@ -32,10 +30,6 @@ def _finite(name: str, value: float, *, zero: bool) -> None:
     if not (0 <= value < math.inf) or (value == 0 and not zero):
         wanted = "finite and not negative" if zero else "finite and positive"
         raise ValueError(f"{name} must be {wanted}, got {value}.")
-
-
-def _nearest(name: str, options: Iterable[str]) -> str:
-    return difflib.get_close_matches(name, options, 1, 0)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,9 +260,7 @@ def from_json(values: dict[str, Any], kind: type = RunConfig, path: str = "confi
     hints = typing.get_type_hints(kind)
     arguments = {}
     for name, value in values.items():
-        if name not in hints:
-            nearest = _nearest(name, hints)
-            raise ValueError(f"{path}: unknown field {name!r}; did you mean {nearest!r}?")
+        check_option(path, "a field", name, hints)
         arguments[name] = convert(value, hints[name], f"{path}.{name}")
     return kind(**arguments)
 

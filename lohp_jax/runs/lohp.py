@@ -98,7 +98,7 @@ def train_run(
         gathered,
         stage.description._asdict(),
         stage.teachers,
-        config.training.checkpoint_every,
+        config.fitting(),
         run=to_json(config),
     )
     train_method(

@@ -4,7 +4,7 @@ A task picks classes of the image set and gives each a label. Its data are indic
 integers), the images stay in one shared array: a million tasks cost no more than one.
 """
 
-import functools
+import dataclasses
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -14,7 +14,8 @@ import optax
 
 from lohp_jax.checks import check_option
 from lohp_jax.data.images import ImageSet
-from lohp_jax.networks.classifiers import make_network
+from lohp_jax.networks.classifiers import Network, make_network
+from lohp_jax.tasks.splits import draw_support
 from lohp_jax.tasks.support import ImageSupport
 from lohp_jax.types import TaskFamily
 
@@ -65,63 +66,81 @@ def image_family(
     Raises: ValueError for an unknown `teacher_data` or network, more shots than images, or a
       `batch_size` that is not positive; `sample` raises it for an unknown split.
     """
-    per_class = images.train.shape[1]
-    _check_options(teacher_data, shots, per_class, batch_size)
+    _check_options(teacher_data, shots, images.train.shape[1], batch_size)
     num_labels = int(tables["train"].labels.max()) + 1
     net = make_network(network, images.train.shape[2:], num_labels)
+    tasks = _ImageTasks(images, tables, net, num_labels, shots, teacher_data, batch_size)
+    return TaskFamily(
+        tasks.sample,
+        net.init,
+        tasks.loss,
+        tasks.evaluate,
+        tasks.context,
+        name=name,
+        num_classes=num_labels,
+        class_axes=net.class_axes,
+        context_loss=tasks.context_loss,
+        rename=lambda data, order: {**data, "labels": order[data["labels"]]},
+        support=ImageSupport(num_labels, images.train.shape[2:]),
+    )
 
-    deal = functools.partial(_draw_support, per_class=per_class, num_labels=num_labels, shots=shots)
 
-    def sample(key, split="train"):
-        if split not in tables:
-            raise ValueError(f"sample: split must be one of {sorted(tables)}, got {split!r}.")
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ImageTasks:
+    """The functions of an `image_family`."""
+
+    images: ImageSet
+    tables: dict[str, TaskTable]
+    net: Network
+    num_labels: int
+    shots: int
+    teacher_data: TeacherData
+    batch_size: int | None
+
+    def sample(self, key, split="train"):
+        if split not in self.tables:
+            raise ValueError(f"sample: split must be one of {sorted(self.tables)}, got {split!r}.")
         row_key, name_key, support_key = jax.random.split(key, 3)
-        classes, labels = _pick_row(row_key, tables[split])
-        labels = jax.random.permutation(name_key, num_labels)[labels]
-        support = {"support": deal(support_key, labels)} if teacher_data == "support" else {}
-        return {"classes": classes, "labels": labels, **support}
+        classes, labels = _pick_row(row_key, self.tables[split])
+        labels = jax.random.permutation(name_key, self.num_labels)[labels]
+        data = {"classes": classes, "labels": labels}
+        if self.teacher_data == "support":
+            data["support"] = self._deal(support_key, labels)
+        return data
 
-    def loss(params, data, key):
-        count = data["classes"].shape[0] * per_class
-        index = data["support"] if teacher_data == "support" else jnp.arange(count)
-        if batch_size is not None and batch_size < index.shape[0]:
-            index = jax.random.choice(key, index, (batch_size,))
-        batch, labels = _gather(images.train, data, index)
-        return _cross_entropy(net.apply(params, batch), labels)
+    def loss(self, params, data, key):
+        if self.teacher_data == "support":
+            index = data["support"]
+        else:
+            index = jnp.arange(data["classes"].shape[0] * self.images.train.shape[1])
+        if self.batch_size is not None and self.batch_size < index.shape[0]:
+            index = jax.random.choice(key, index, (self.batch_size,))
+        batch, labels = _gather(self.images.train, data, index)
+        return _cross_entropy(self.net.apply(params, batch), labels)
 
-    def evaluate(params, data):
-        index = jnp.arange(data["classes"].shape[0] * images.query.shape[1])
-        batch, labels = _gather(images.query, data, index)
-        logits = net.apply(params, batch)
-        hits = jnp.argmax(logits, axis=-1) == labels
-        counts = jnp.bincount(labels, length=num_labels)
+    def evaluate(self, params, data):
+        index = jnp.arange(data["classes"].shape[0] * self.images.query.shape[1])
+        batch, labels = _gather(self.images.query, data, index)
+        logits = self.net.apply(params, batch)
+        counts = jnp.bincount(labels, length=self.num_labels)
         return {
-            "accuracy": jnp.mean(hits),
+            "accuracy": jnp.mean(jnp.argmax(logits, axis=-1) == labels),
             "loss": _cross_entropy(logits, labels),
             "chance": counts.max() / counts.sum(),
         }
 
-    def context(data, key):
-        index = data["support"] if teacher_data == "support" else deal(key, data["labels"])
-        batch, labels = _gather(images.train, data, index)
+    def context(self, data, key):
+        dealt = self.teacher_data == "support"
+        index = data["support"] if dealt else self._deal(key, data["labels"])
+        batch, labels = _gather(self.images.train, data, index)
         return {"x": batch, "y": labels}
 
-    def context_loss(params, context):
-        return _cross_entropy(net.apply(params, context["x"]), context["y"])
+    def context_loss(self, params, context):
+        return _cross_entropy(self.net.apply(params, context["x"]), context["y"])
 
-    return TaskFamily(
-        sample,
-        net.init,
-        loss,
-        evaluate,
-        context,
-        name=name,
-        num_classes=num_labels,
-        class_axes=net.class_axes,
-        context_loss=context_loss,
-        rename=lambda data, order: {**data, "labels": order[data["labels"]]},
-        support=ImageSupport(num_labels, images.train.shape[2:]),
-    )
+    def _deal(self, key, labels):
+        of_images = jnp.repeat(labels, self.images.train.shape[1])
+        return draw_support(key, of_images, jnp.arange(self.num_labels), self.shots)
 
 
 def _check_options(teacher_data: str, shots: int, per_class: int, batch_size: int | None):
@@ -138,26 +157,6 @@ def _check_options(teacher_data: str, shots: int, per_class: int, batch_size: in
 def _pick_row(key: jax.Array, table: TaskTable) -> TaskTable:
     row = jax.random.randint(key, (), 0, len(table.classes))
     return jax.tree.map(lambda column: jnp.asarray(column)[row], table)
-
-
-def _draw_support(
-    key: jax.Array, labels: jax.Array, *, per_class: int, num_labels: int, shots: int
-) -> jax.Array:
-    """Draws `shots` images of each label without replacement.
-
-    Args:
-      key: randomness of the draw.
-      labels: `[M]` the labels of a task's classes.
-      per_class: images of each class; those of a task are numbered class by class.
-      num_labels: how many different labels there are.
-      shots: images per label.
-
-    Returns: `[num_labels * shots]` int32, the numbers of the images drawn, label by label.
-    """
-    labels = jnp.repeat(labels, per_class)
-    score = jax.random.uniform(key, labels.shape)
-    of_label = labels[None] == jnp.arange(num_labels)[:, None]
-    return jax.lax.top_k(jnp.where(of_label, score[None], -1.0), shots)[1].reshape(-1)
 
 
 def _gather(pool: np.ndarray, data: dict, index: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -12,7 +12,7 @@ import numpy as np
 from lohp_jax.checks import check_option
 from lohp_jax.networks.mlp import apply_mlp, init_mlp
 from lohp_jax.tasks.model import Kind, mean_squared_error, read_model
-from lohp_jax.tasks.splits import check_split
+from lohp_jax.tasks.splits import check_split, draw_support
 from lohp_jax.types import Params, TaskFamily
 
 TeacherData = Literal["full", "support"]
@@ -32,20 +32,19 @@ def sine_regression(
 ) -> TaskFamily:
     """Learns y = a sin(x - φ), a in [0.1, 5], φ in [0, π], from a few x in [-5, 5].
 
-    A task is a seed, even for training and odd for those held out. Its data are `amplitude`, `phase`
-    and `x` `[num_train, 1]`, its training inputs, drawn at random; the first `shots` are its support
-    with `teacher_data="support"`. Contexts are `{"x": [shots, 1], "y": [shots, 1]}`. "objective" is
-    the mean squared error at `num_query` evenly spaced inputs, "chance" that of the mean of the
-    training y.
+    A task is a seed, even for training and odd if held out. Its data are `amplitude`, `phase` and `x`
+    `[num_train, 1]`, random training inputs; a context is `{"x": [shots, 1], "y": [shots, 1]}`, some
+    of them. "objective" is the mean squared error at `num_query` evenly spaced inputs, "chance" that
+    of the mean of the training y.
 
     Args:
       init: `(key) -> params` or `(key, x) -> params`; None for a perceptron of 40-40 rectified units.
       apply: `(params, x [b, 1]) -> [b, 1]`; given with `init`.
       shots: points in a context.
-      num_train: points that a teacher sees with "full" `teacher_data`.
+      num_train: training points of a task.
       num_query: points of the evaluation.
       teacher_data: "full": the loss is over all training points, contexts are some of them; "support":
-        over the support, the only context of the task.
+        over the first `shots`, which are the only context of the task.
       batch_size: points per evaluation of the loss, drawn with replacement; None for all.
 
     Raises: ValueError for a model that does not fit, or numbers out of range.
@@ -53,11 +52,13 @@ def sine_regression(
     check_option("sine_regression", "teacher_data", teacher_data, get_args(TeacherData))
     _check_numbers(shots, num_train, num_query, batch_size)
     init, apply = _read_network(init, apply)
-    num_seen = num_train if teacher_data == "full" else shots
-    query = jnp.asarray(_evenly(num_query))
+    num_seen, query = num_train if teacher_data == "full" else shots, _evenly(num_query)
+
+    def context_loss(params, context):
+        return mean_squared_error(apply(params, context["x"]), context["y"])
 
     def error(params, data, x):
-        return mean_squared_error(apply(params, x), sine(data, x))
+        return context_loss(params, {"x": x, "y": sine(data, x)})
 
     def loss(params, data, key):
         x = data["x"][:num_seen]
@@ -72,11 +73,9 @@ def sine_regression(
 
     def context(data, key):
         x = data["x"][:num_seen]
-        x = x if num_seen == shots else jax.random.choice(key, x, (shots,), replace=False)
+        same = jnp.zeros(num_seen, jnp.int32)
+        x = x if num_seen == shots else x[draw_support(key, same, same[:1], shots)]
         return {"x": x, "y": sine(data, x)}
-
-    def context_loss(params, context):
-        return mean_squared_error(apply(params, context["x"]), context["y"])
 
     sample = functools.partial(sample_sine, num_train=num_train)
     family = TaskFamily(sample, init, loss, evaluate, context, name="sine")
@@ -100,14 +99,9 @@ def sine(data: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     return data["amplitude"] * jnp.sin(x - data["phase"])
 
 
-def init_sine_mlp(key: jax.Array) -> Params:
-    """Weights of the 1-40-40-1 perceptron, for rectified units (He et al., 2015); biases of 0."""
-    return init_mlp(key, SIZES, w_init=jax.nn.initializers.he_normal())
-
-
 def _read_network(init: Callable | None, apply: Callable | None) -> tuple[Callable, Callable]:
     if init is None and apply is None:
-        return init_sine_mlp, apply_mlp
+        return functools.partial(init_mlp, sizes=SIZES), apply_mlp
     if init is None or apply is None:
         missing = "init" if init is None else "apply"
         raise ValueError(
@@ -119,10 +113,10 @@ def _read_network(init: Callable | None, apply: Callable | None) -> tuple[Callab
     return model.init, model.apply
 
 
-def _evenly(count: int) -> np.ndarray:
+def _evenly(count: int) -> jax.Array:
     """`[count, 1]` the middles of as many equal parts of the interval of inputs."""
     low, high = INPUTS
-    return np.float32(low + (high - low) * (np.arange(count)[:, None] + 0.5) / count)
+    return jnp.float32(low + (high - low) * (np.arange(count)[:, None] + 0.5) / count)
 
 
 def _check_numbers(shots: int, num_train: int, num_query: int, batch_size: int | None) -> None:

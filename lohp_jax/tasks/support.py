@@ -19,6 +19,8 @@ from lohp_jax.types import Encoder, Params, PyTree, Support, TaskFamily
 
 _NUM_FEATURES = 64
 _MEASURED_TASKS = 64
+_TASK = ""
+"""Stands in `units` for all that describes a task as a whole."""
 
 
 class _Sets:
@@ -72,11 +74,9 @@ class _Sets:
     def read(self, context: PyTree) -> Reading:
         """The context as an encoder takes it."""
         names = self._names()
+        task = self._measure(_TASK, self._whole(context))
         if not names:
-            numbers = [_number(leaf).reshape(-1) for leaf in jax.tree.leaves(context)]
-            task = jnp.concatenate(numbers)
-            mean, std = self._unit("")
-            return Reading(None, jnp.zeros((0, 0)), jnp.zeros((0, 1)), (task - mean) / std)
+            return Reading(None, jnp.zeros((0, 0)), jnp.zeros((0, 1)), task)
         count = len(context["x"])
         images = self._measure("x", context["x"]) if context["x"].ndim == 4 else None
         rest = [n for n in names if (n != "x" or images is None) and not self._is_label(n)]
@@ -86,8 +86,6 @@ class _Sets:
             member = jax.nn.one_hot(context["y"], self.num_classes, dtype=jnp.float32)
         else:
             member = jnp.ones((count, 1))
-        whole = [self._measure(n, context[n]).reshape(-1) for n in context if n not in names]
-        task = jnp.concatenate(whole) if whole else jnp.zeros(0)
         return Reading(images, features, member, task)
 
     def _names(self) -> list[str]:
@@ -96,7 +94,14 @@ class _Sets:
         if not isinstance(like, Mapping) or getattr(like.get("x"), "ndim", 0) < 1:
             return []
         count = like["x"].shape[0]
-        return [n for n, leaf in like.items() if leaf.ndim and leaf.shape[0] == count]
+        return sorted(n for n, leaf in like.items() if getattr(leaf, "shape", ())[:1] == (count,))
+
+    def _whole(self, context: PyTree) -> jax.Array:
+        """`[G]` the numbers of all entries that describe the task as a whole."""
+        names = self._names()
+        rest = {n: tree for n, tree in context.items() if n not in names} if names else context
+        numbers = [_number(leaf).reshape(-1) for leaf in jax.tree.leaves(rest)]
+        return jnp.concatenate(numbers) if numbers else jnp.zeros(0)
 
     def _is_label(self, name: str) -> bool:
         return name == "y" and self._labelled()
@@ -105,6 +110,7 @@ class _Sets:
         return (
             self.num_classes > 0
             and "y" in self._names()
+            and self.like["y"].ndim == 1
             and jnp.issubdtype(self.like["y"].dtype, jnp.integer)
         )
 
@@ -153,13 +159,15 @@ class _Sets:
 class SetSupport(_Sets):
     """The generic reading: a set of examples {x, y, ...}, and what describes the task as a whole.
 
-    In a dict with an entry "x", all entries with the leading axis of "x" are examples. Integer "y" of a
-    family with `num_classes` are labels, all else are numbers. Any other pytree describes the task.
+    In a dict with an entry "x", all arrays with the leading axis of "x" are examples; a vector of
+    integers "y" of a family with `num_classes` are labels, all else are numbers. What is left, and any
+    other pytree, describes the task.
 
     Attributes:
       like: a context, as `jax.ShapeDtypeStruct`s; the number of examples is free.
       num_classes: number of labels; 0 where there are none.
-      units: `{entry: (mean, standard deviation)}` to measure entries in; None leaves them as they are.
+      units: `{entry: (mean, standard deviation)}` to measure entries in, "" for what describes the task
+        as a whole; None leaves all as it is.
     """
 
     like: PyTree
@@ -168,16 +176,13 @@ class SetSupport(_Sets):
 
     def measured_on(self, contexts: PyTree) -> "SetSupport":
         """The same reading in the units of `contexts`, which have a leading axis of tasks."""
-        names = self._names()
-        if not names:
-            flat = [_number(leaf).reshape(len(leaf), -1) for leaf in jax.tree.leaves(contexts)]
-            return dataclasses.replace(self, units={"": _unit(np.concatenate(flat, 1), 1)})
-        measured = {
-            name: _unit(np.asarray(leaf, np.float32), 2 if name in names else 1)
-            for name, leaf in contexts.items()
+        units = {
+            name: _unit(np.asarray(contexts[name], np.float32), 2)
+            for name in self._names()
             if not self._is_label(name)
         }
-        return dataclasses.replace(self, units=measured)
+        units[_TASK] = _unit(np.asarray(jax.jit(jax.vmap(self._whole))(contexts), np.float32), 1)
+        return dataclasses.replace(self, units=units)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -227,8 +232,8 @@ def support_of(family: TaskFamily) -> Support:
 
     with jax.ensure_compile_time_eval():  # constants, also for a caller that is being traced
         contexts = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), _MEASURED_TASKS))
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), contexts)
-    return SetSupport(like, family.num_classes).measured_on(contexts)
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), contexts)
+        return SetSupport(like, family.num_classes).measured_on(contexts)
 
 
 def relabel(params: Params, class_axes: PyTree | None, order: jax.Array | None) -> Params:
@@ -274,9 +279,12 @@ def _number(value: jax.Array) -> jax.Array:
 
 
 def _unit(values: np.ndarray, leading: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over the leading axes; 1 where nothing varies."""
+    """Mean and standard deviation over the leading axes, of which all but one stay, of size 1.
+
+    The standard deviation is 1 where nothing varies.
+    """
     axes = tuple(range(leading))
-    mean, std = values.mean(axis=axes), values.std(axis=axes)
+    mean, std = (f(axis=axes, keepdims=True)[0] for f in (values.mean, values.std))
     constant = std <= 1e-6 * np.maximum(np.abs(mean), 1e-30)
     return mean, np.where(constant, 1.0, std).astype(np.float32)
 

@@ -31,7 +31,7 @@ class FitState(NamedTuple):
     step: jax.Array
 
 
-def make_optimizer(
+def scheduled_adam(
     updates: int, learning_rate: float, *, warmup: int = 0, clip_norm: float = 1.0
 ) -> optax.GradientTransformation:
     """Adam behind a global clip; after a linear warm-up its rate falls along a cosine to a hundredth.
@@ -64,7 +64,7 @@ def make_update(
     Args:
       loss_fn: `(params, carry, batch, step, *replicated) -> (loss, (carry, metrics))`; loss and metrics
         are means over the batch, leaves of batch and carry are `[B, ...]`.
-      optimizer: of `make_optimizer`.
+      optimizer: of `scheduled_adam`.
       ema: largest decay of the running mean of the params; 0 keeps the last ones.
     """
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)

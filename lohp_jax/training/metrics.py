@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from lohp_jax.files import read_json_lines
+
 _LEAST_PROGRESS = 0.1
 
 
@@ -24,10 +26,12 @@ def append_line(path: str | os.PathLike, values: dict[str, Any]) -> dict[str, An
 
 
 def read_lines(path: str | os.PathLike, method: str) -> list[dict[str, Any]]:
-    """The objects of one method, in order; none where there is no file."""
-    path = pathlib.Path(path)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [values for values in map(json.loads, lines) if values.get("method") == method]
+    """The objects of one method, in order; none where there is no file.
+
+    Raises: ValueError for a line that is no object.
+    """
+    lines = read_json_lines(pathlib.Path(path))
+    return [values for _, values in lines if values.get("method") == method]
 
 
 def drop_lines_after(path: str | os.PathLike, method: str, step: int) -> None:

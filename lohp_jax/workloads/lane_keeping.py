@@ -30,13 +30,12 @@ def lane_keeping(
 ) -> TaskFamily:
     """Predicts the angle at every frame from the frames up to it, with few of them for memory.
 
-    A task is a `Drive`. Its first part trains, its last part tests: neighbouring frames are all but
-    equal, so that a random split would put the answers into the training part. The weights are
-    `{"cnn": ..., "head": ...}`; the network predicts standard scores of the training angles, errors
-    are in degrees squared. Loss: the mean squared error at all frames of `batch_size` sequences drawn
-    by the key. `evaluate`: "objective", the mean squared error at every test frame, seen at the end
-    of its sequence (frames before the test part may be in it, their angles are not used); "loss", the
-    inner loss over all sequences within the test part.
+    A task is a `Drive`. Its first part trains, its last part tests: a random split would put frames
+    that are all but equal into both. The weights are `{"cnn": ..., "head": ...}`; the network predicts
+    standard scores of the training angles, errors are in degrees squared. Loss: the mean squared error
+    at all frames of `batch_size` sequences drawn by the key. `evaluate`: "objective", that at every
+    test frame, seen at the end of its sequence, which may begin before the test part; "loss", the inner
+    loss over all sequences within the test part.
 
     Args:
       drive: what was read by `read_drive`, the one task of both splits; or `(key) -> Drive`, each key
@@ -48,30 +47,22 @@ def lane_keeping(
       test_fraction: share of the drive, at its end, that tests.
       channels: of the convolutions, see `make_lane_cnn`.
 
-    Raises: ValueError for an unknown head, other than five `channels`, a `batch_size` that is not
-      positive, or a drive with fewer training or test frames than a sequence has; `sample` raises it
-      for an unknown split.
+    Raises: ValueError for an unknown head, other than five `channels`, a `batch_size` under 1, or fewer
+      training or test frames than a sequence has; in `sample` for an unknown split.
     """
     shape = jax.eval_shape(drive, jax.random.key(0)) if callable(drive) else drive
     num_train = _num_train(len(shape.angles), test_fraction)
     _check_options(num_train, len(shape.angles), sequence_length, batch_size, channels)
-    cnn = make_lane_cnn(channels)
-    init_head, apply_head = _make_head(head)
+    init, predict = _make_network(channels, head, shape.frames.shape[1:])
     fixed = None if callable(drive) else jax.tree.map(jnp.asarray, drive)
 
     def sample(key, split="train"):
         check_split(split)
         return drive(jax.random.fold_in(key, split == "train")) if fixed is None else fixed
 
-    def init(key):
-        cnn_key, head_key = jax.random.split(key)
-        frame = jnp.zeros((1, *shape.frames.shape[1:]))
-        return {"cnn": cnn.init(cnn_key, frame), HEAD: init_head(head_key)}
-
     def squared_errors(params, data, frames, sequences):
         """Of `sequences`, places in `frames`, which are places in the drive."""
-        features = cnn.apply(params["cnn"], data.frames[frames] / 255.0 - 0.5)
-        scores = jax.vmap(functools.partial(apply_head, params[HEAD]))(features[sequences])
+        scores = predict(params, data.frames[frames], sequences)
         mean, std = _standard(data.angles[:num_train])
         return (mean + std * scores - data.angles[frames[sequences]]) ** 2
 
@@ -82,10 +73,8 @@ def lane_keeping(
         return jnp.mean(squared_errors(params, data, frames, sequences))
 
     def evaluate(params, data):
-        frames = jnp.arange(num_train - sequence_length + 1, len(shape.angles))
-        first = jnp.arange(len(shape.angles) - num_train)[:, None]
-        sequences = first + jnp.arange(sequence_length)[None]
-        errors = squared_errors(params, data, frames, sequences)
+        windows = _test_windows(num_train, len(shape.angles), sequence_length)
+        errors = squared_errors(params, data, *windows)
         within = errors[sequence_length - 1 :]
         return {"objective": jnp.mean(errors[:, -1]), "loss": jnp.mean(within)}
 
@@ -117,6 +106,30 @@ def nearest_error(drive: Drive, train: np.ndarray, test: np.ndarray) -> float:
     return float(np.mean((nearest.predict(pixels[test]) - angles[test]) ** 2))
 
 
+def _make_network(
+    channels: Sequence[int], head: str, frame_shape: tuple[int, ...]
+) -> tuple[Callable, Callable]:
+    """`init(key) -> params` and `apply(params, frames [F, ...], sequences [B, T]) -> scores [B, T]`.
+
+    `sequences` are places in `frames`, each of which passes the convolutions once.
+    """
+    cnn = make_lane_cnn(channels)
+    init_head, apply_head = _make_head(head)
+
+    def init(key):
+        cnn_key, head_key = jax.random.split(key)
+        return {
+            "cnn": cnn.init(cnn_key, jnp.zeros((1, *frame_shape))),
+            HEAD: init_head(head_key),
+        }
+
+    def apply(params, frames, sequences):
+        features = cnn.apply(params["cnn"], frames / 255.0 - 0.5)
+        return jax.vmap(functools.partial(apply_head, params[HEAD]))(features[sequences])
+
+    return init, apply
+
+
 def _make_head(name: str) -> tuple[Callable, Callable]:
     """`init(key) -> params` and `apply(params, features [T, 50]) -> scores [T]`."""
 
@@ -132,6 +145,13 @@ def _make_head(name: str) -> tuple[Callable, Callable]:
     heads = {"lstm": make_lstm_head, "ltc": make_ltc_head}
     check_option("lane_keeping", "head", name, heads)
     return heads[name]()
+
+
+def _test_windows(num_train: int, num_frames: int, length: int) -> tuple[jax.Array, jax.Array]:
+    """The frames that a test needs, and for each test frame the places in them of its sequence."""
+    frames = jnp.arange(num_train - length + 1, num_frames)
+    first = jnp.arange(num_frames - num_train)[:, None]
+    return frames, first + jnp.arange(length)[None]
 
 
 def _standard(angles: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -46,20 +46,15 @@ def siren(
       batch_size: voxels per evaluation of the loss, drawn with its key and with replacement; None for
         all, whose memory grows with the volume.
 
-    Raises: ValueError for an array that is not such a volume, numbers out of range, or a ratio
-      that leaves no weights.
+    Raises: ValueError for another array, numbers out of range, or a ratio that leaves no weights.
     """
     _check_options(ratio, hidden_layers, w0, batch_size)
-    if volume is not None:
-        volume = np.asarray(volume)
-        volume = volume.astype(volume.dtype.newbyteorder("="), copy=False)
-        _check_volume(volume)
+    volume = None if volume is None else _native_volume(volume)
     shape = (size,) * 3 if volume is None else volume.shape
     dtype = np.dtype(np.uint16) if volume is None else volume.dtype
     num_voxels = math.prod(shape)
-    widths = siren_widths(
-        int(num_voxels * dtype.itemsize / ratio / _BYTES_PER_WEIGHT), hidden_layers
-    )
+    num_weights = int(num_voxels * dtype.itemsize / ratio / _BYTES_PER_WEIGHT)
+    widths = siren_widths(num_weights, hidden_layers)
 
     def sample(key, split="train"):
         check_split(split)
@@ -78,14 +73,7 @@ def siren(
 
     def evaluate(params, data):
         error = jnp.mean((render(params, shape, w0=w0) - data["intensity"]) ** 2)
-        relative = error / _RANGE**2
-        peak = jnp.iinfo(dtype).max / (data["high"] - data["low"])
-        return {
-            "objective": error,
-            "loss": error,
-            "psnr_type": 20.0 * jnp.log10(peak) - 10.0 * jnp.log10(relative),
-            "psnr_data": -10.0 * jnp.log10(relative),
-        }
+        return {"objective": error, "loss": error, **_psnr(error, data, dtype)}
 
     return TaskFamily(
         sample, lambda key: init_siren(key, widths, w0=w0), loss, evaluate, no_context, name="siren"
@@ -170,13 +158,27 @@ def scale_volume(volume: jax.Array) -> dict[str, jax.Array]:
     return {"intensity": (volume - low) / (high - low) * _RANGE, "low": low, "high": high}
 
 
-def _check_volume(volume: np.ndarray) -> None:
+def _psnr(error: jax.Array, data: dict[str, jax.Array], dtype: np.dtype) -> dict[str, jax.Array]:
+    """The mean squared `error` in dB below the peak of the type, and of the volume itself."""
+    relative = error / _RANGE**2
+    peak = jnp.iinfo(dtype).max / (data["high"] - data["low"])
+    return {
+        "psnr_type": 20.0 * jnp.log10(peak) - 10.0 * jnp.log10(relative),
+        "psnr_data": -10.0 * jnp.log10(relative),
+    }
+
+
+def _native_volume(volume: np.ndarray) -> np.ndarray:
+    """The volume in the byte order of this machine, once it is checked."""
+    volume = np.asarray(volume)
+    volume = volume.astype(volume.dtype.newbyteorder("="), copy=False)
     if volume.dtype not in (np.uint8, np.uint16):
         raise ValueError(
             f"siren: expected a volume of uint8 or uint16, which has a known number of bytes, got "
             f"{volume.dtype}; use `resample_volume`."
         )
     check_volume("siren", volume)
+    return volume
 
 
 def _check_options(ratio: float, hidden_layers: int, w0: float, batch_size: int | None) -> None:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,8 @@ import optax
 import pytest
 
 from lohp_jax.baselines import adaptation
-from lohp_jax.baselines.adaptation import Tuned, adapt, tune
+from lohp_jax.baselines.adaptation import Tuned, adam_on_support, adapt, tune
+from lohp_jax.generation import generate
 from lohp_jax.types import TaskFamily
 
 START = {"w": jnp.zeros(2), "b": jnp.zeros(())}
@@ -17,18 +20,24 @@ def distance(params, target):
     return jnp.sum((params["w"] - target[:2]) ** 2) / 2 + (params["b"] - target[2]) ** 2
 
 
-def no_loss(params, data, key):
-    raise AssertionError("only the support may be looked at")
-
-
 FAMILY = TaskFamily(
-    sample=None,
-    init=None,
-    loss=no_loss,
-    evaluate=lambda params, data: {"accuracy": -distance(params, data), "loss": None},
-    context=None,
+    sample=lambda key, split="train": jax.random.normal(key, (3,)),
+    init=lambda key: START,
+    loss=lambda params, data, key: jnp.nan * params["b"],  # only the support may be looked at
+    evaluate=lambda params, data: {"accuracy": -distance(params, data), "loss": params["b"]},
+    context=lambda data, key: data,
     context_loss=distance,
 )
+NEAR = 0.6  # an objective that is not finite far from the target
+
+
+def objective(params, data):
+    value = distance(params, data)
+    return {"objective": jnp.where(value < NEAR, value, jnp.nan), "loss": value}
+
+
+def accuracy(params, data):
+    return {"accuracy": -objective(params, data)["objective"], "loss": distance(params, data)}
 
 
 def adam_loop(context, learning_rate, num_steps):
@@ -92,6 +101,37 @@ def test_tune_picks_the_best_of_the_table(small_grid):
     best = max(table, key=table.get)
     assert best == (1.0, 6)  # inside the grid
     assert tune(FAMILY, START, data, contexts) == Tuned(*best)
+    lower = dataclasses.replace(
+        FAMILY,
+        evaluate=lambda params, data: dict.fromkeys(("objective", "loss"), distance(params, data)),
+    )
+    assert tune(lower, START, data, contexts) == Tuned(*best)
+
+
+@pytest.mark.parametrize("evaluate", [accuracy, objective])
+def test_tune_leaves_out_what_is_not_finite(small_grid, evaluate):
+    """The rate of 10 jumps out of where the score is a number, whichever way is better."""
+    data, contexts = tasks()
+    tuned = tune(dataclasses.replace(FAMILY, evaluate=evaluate), START, data, contexts)
+    assert tuned == Tuned(1.0, 6)
+
+
+def test_the_generator_ends_where_adapt_does():
+    generator = adam_on_support(FAMILY, START, Tuned(0.1, 6))
+    context = jnp.array([1.0, -2.0, 0.5])
+    assert generator.gradients == 6
+    expected = adapt(FAMILY, START, context, 0.1, num_steps=6)
+    for sample in range(2):
+        chex.assert_trees_all_close(
+            jax.tree.map(
+                lambda x, s=sample: x[s],
+                generate(generator, context, jax.random.key(0), num_samples=2),
+            ),
+            jax.tree.map(lambda x: x[-1], expected),
+            rtol=1e-6,
+        )
+    with pytest.raises(ValueError, match=r"the context of shape \[3\], got \[2\]"):
+        generate(generator, context[:2], jax.random.key(0))
 
 
 def test_tune_takes_at_least_one_recorded_step(small_grid):

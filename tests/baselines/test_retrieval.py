@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import chex
@@ -8,7 +9,7 @@ import pytest
 
 from lohp_jax.baselines.retrieval import nearest_task
 from lohp_jax.generation import generate
-from lohp_jax.tasks.support import relabel
+from lohp_jax.tasks.support import ImageSupport, SetSupport, relabel
 from lohp_jax.types import TaskFamily
 
 SHAPE, NUM_TASKS, SHOTS = (2, 2, 1), 4, 2
@@ -17,8 +18,9 @@ KEY = jax.random.key(0)
 
 
 def family_of(num_classes):
-    unused = (None,) * 5
-    return TaskFamily(*unused, name="tiny", num_classes=num_classes, class_axes=CLASS_AXES)
+    support, unused = ImageSupport(num_classes, SHAPE), (None,) * 5
+    family = TaskFamily(*unused, name="tiny", num_classes=num_classes, class_axes=CLASS_AXES)
+    return dataclasses.replace(family, support=support)
 
 
 def stored(num_classes, seed=0):
@@ -32,7 +34,7 @@ def stored(num_classes, seed=0):
         sizes,
         is_leaf=lambda x: isinstance(x, tuple),
     )
-    return {"images": images, "labels": labels}, weights
+    return {"x": images, "y": labels}, weights
 
 
 def row(tree, r):
@@ -43,13 +45,13 @@ def row(tree, r):
 def oracle(contexts, weights, context, orders):
     """Tries every task under every renaming."""
 
-    def means(images, labels):
-        by_label = [images[labels == c] for c in np.unique(labels)]
+    def means(x, y):
+        by_label = [x[y == c] for c in np.unique(y)]
         return np.stack([np.float64(x).mean(axis=0).ravel() for x in by_label])
 
     query, best = means(**context), (np.inf,)
     for r in range(NUM_TASKS):
-        one = means(contexts["images"][r], contexts["labels"][r])
+        one = means(contexts["x"][r], contexts["y"][r])
         for order in orders:
             distance = sum(np.sum((query[c] - one[d]) ** 2) for c, d in enumerate(order))
             best = min(best, (distance, r, order))
@@ -75,7 +77,7 @@ def test_a_stored_task_finds_itself_under_any_names():
     generator = nearest_task(family_of(3), contexts, weights)
     for task, order in itertools.product(range(NUM_TASKS), itertools.permutations(range(3))):
         context = row(contexts, task)
-        renamed = context | {"labels": np.argsort(order)[context["labels"]]}
+        renamed = context | {"y": np.argsort(order)[context["y"]]}
         expected = relabel(row(weights, task), CLASS_AXES, np.array(order))
         chex.assert_trees_all_equal(row(generate(generator, renamed, KEY), 0), expected)
 
@@ -104,6 +106,48 @@ def test_a_bad_context_is_refused():
     context = row(contexts, 0)
     generator = nearest_task(family_of(3), contexts, weights)
     with pytest.raises(ValueError, match=r"missing \[2\]"):
-        generate(generator, context | {"labels": np.minimum(context["labels"], 1)}, KEY)
+        generate(generator, context | {"y": np.minimum(context["y"], 1)}, KEY)
     with pytest.raises(ValueError, match=r"of shape \[n, 2, 2, 1\], got \[6, 1, 2, 1\]"):
-        generate(generator, context | {"images": context["images"][:, :1]}, KEY)
+        generate(generator, context | {"x": context["x"][:, :1]}, KEY)
+
+
+def points(seed=0):
+    """Regressions without labels, leading axis R, and weights that tell them apart."""
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(-3, 3, size=(NUM_TASKS, 64, 1)).astype(np.float32)
+    slopes = np.float32([-3, 0, 3, 6])
+    return {"x": x, "y": slopes[:, None, None] * x}, {"w": slopes}
+
+
+def read_points(**fields):
+    contexts, _ = points()
+    support = SetSupport(row(contexts, 0)).measured_on(contexts)
+    return TaskFamily(*(None,) * 5, name="lines", support=support, **fields)
+
+
+def test_of_tasks_without_labels_the_nearest_is_copied_as_it_is():
+    """Other inputs of the same functions, in any order, find the weights of their function."""
+    contexts, weights = points()
+    generator = nearest_task(read_points(), contexts, weights)
+    others, _ = points(seed=1)
+    for task in range(NUM_TASKS):
+        for context in (row(contexts, task), row(others, task)):
+            backwards = {name: leaf[::-1] for name, leaf in context.items()}
+            found = generate(generator, backwards, KEY)
+            np.testing.assert_array_equal(found["w"], weights["w"][task : task + 1])
+
+
+def test_class_axes_stay_where_a_context_says_nothing_of_the_labels():
+    contexts, _ = points()
+    _, weights = stored(3)
+    family = read_points(num_classes=3, class_axes=CLASS_AXES)
+    found = generate(nearest_task(family, contexts, weights), row(contexts, 2), KEY)
+    chex.assert_trees_all_equal(row(found, 0), row(weights, 2))
+
+
+def test_a_bad_regression_is_refused():
+    contexts, weights = points()
+    generator = nearest_task(read_points(), contexts, weights)
+    one = row(contexts, 0)
+    with pytest.raises(ValueError, match=r"as many examples in y as in x, .* got 3 and 64"):
+        generate(generator, one | {"y": one["y"][:3]}, KEY)

@@ -438,7 +438,7 @@ CONFIG_DAMAGE = {
     ),
     "unknown field": (
         lambda path: replace_text(path, '"seed"', '"seeds"'),
-        "config.json: unknown field 'seeds'; did you mean 'seed'?",
+        "got 'seeds'; did you mean 'seed'?",
     ),
     "wrong type": (
         lambda path: replace_text(path, '"seed": 0', '"seed": "0"'),

@@ -10,19 +10,25 @@ from lohp_jax.optimizers import make_optimizer
 from lohp_jax.types import Generator
 
 
-@pytest.fixture
-def drawn(family):
-    """Figures of a generator that walks straight to the target in two steps."""
-    tasks = scores.draw_tasks(family, jax.random.key(0), 4, "held_out")
-    theta_0 = family.init(jax.random.key(0))
+def straight(num_states, walks=True):
+    """A generator that walks straight to the target."""
 
     def path(params, context, key, **_):
-        return {"w": jnp.linspace(0.0, 1.0, 3)[:, None] * context["seen"][None]}
+        return {"w": jnp.linspace(0.0, 1.0, num_states)[:, None] * context["seen"][None]}
 
-    generator = Generator(lambda *a, **k: {"w": path(*a, **k)["w"][-1]}, (), path=path)
+    def apply(*args, **options):
+        return {"w": path(*args, **options)["w"][-1]}
+
+    return Generator(apply, (), path=path if walks else None)
+
+
+def draw(family):
+    """Figures of two walks, of which one has as many steps as the teacher, and one without a path."""
+    tasks = scores.draw_tasks(family, jax.random.key(0), 4, "held_out")
+    theta_0 = family.init(jax.random.key(0))
     return figures(
         family,
-        generator,
+        {"lohp": straight(3), "long": straight(5), "nearest_task": straight(2, walks=False)},
         tasks,
         codec=make_codec(theta_0, channels=4),
         teacher="teacher_sgd",
@@ -33,20 +39,38 @@ def drawn(family):
     )
 
 
+@pytest.fixture
+def drawn(family):
+    return draw(family)
+
+
+def test_of_a_family_with_an_objective(bowls):
+    by_step = draw(bowls)["score_by_step"]
+    first, middle, last = by_step["lohp"]["mean"]
+    assert first == pytest.approx(by_step["teacher_sgd"]["mean"][0], rel=1e-5) and last == 0
+    assert middle == pytest.approx(first / 4, rel=1e-5)  # a mean of squares
+
+
 def test_steps_count_optimizer_steps(drawn):
-    ours = drawn["accuracy_by_step"]["lohp"]
-    assert ours["step"] == drawn["accuracy_by_step"]["teacher_sgd"]["step"] == [0, 2, 4]
+    ours = drawn["score_by_step"]["lohp"]
+    assert ours["step"] == drawn["score_by_step"]["teacher_sgd"]["step"] == [0, 2, 4]
     assert ours["mean"] == [0.0, 1.0, 1.0]  # theta_0 = 0 has no sign
     assert ours["std"] == [0.0, 0.0, 0.0]
 
 
 def test_steps_in_the_same_direction_have_cosine_one(drawn):
     np.testing.assert_allclose(drawn["cosine"]["lohp"], np.ones(8), atol=1e-5)
+    assert set(drawn["cosine"]) == {"lohp"}  # another number of steps has no counterpart
+
+
+def test_generators_without_a_path_are_left_out(drawn):
+    shown = {"teacher_sgd", "lohp", "long"}
+    assert set(drawn["score_by_step"]) == shown
+    assert {p["method"] for p in drawn["projection"]["paths"]} == shown
 
 
 def test_paths_are_shown_for_both_in_the_same_plane(drawn):
     paths = drawn["projection"]["paths"]
-    assert {p["method"] for p in paths} == {"lohp", "teacher_sgd"}
     ours, theirs = (
         np.array(next(p["points"] for p in paths if p["method"] == m and p["task"] == 1))
         for m in ("lohp", "teacher_sgd")

@@ -97,7 +97,7 @@ def put(directory, name, content):
 
 def put_all(directory):
     put(directory, "results.json", results())
-    put(directory, "config.json", {"training": {"learning_rate": 0.123}})
+    put(directory, "config.json", {"schema": 1, "training": {"learning_rate": 0.123}})
     put(directory, "figures.json", FIGURES)
     put(directory, "metrics.jsonl", METRICS)
     return directory
@@ -477,7 +477,7 @@ def test_config_and_environment_are_in_the_details(page):
 
 def test_everything_is_escaped(tmp_path):
     evil = '<script>alert("$x$ & \\frac")</script>'
-    put(tmp_path, "config.json", {evil: evil})
+    put(tmp_path, "config.json", {"schema": 1, evil: evil})
     put(tmp_path, "metrics.jsonl", [{"method": evil, "step": 1, "loss": 1, "progress": 1}])
     put(
         tmp_path,
@@ -562,13 +562,17 @@ def test_another_schema_is_refused(whole, name, schema):
         (
             "results.json",
             '{"schema": 1,\n "rows": [}',
-            "results.json, line 2, column 11 is not JSON",
+            "results.json is damaged .line 2, column 11 is not JSON",
         ),
-        ("results.json", "[]", "expected an object in .*results.json, line 1, got list"),
-        ("results.json", b'{"schema\xff": 1}', "results.json is damaged: byte 8 is not UTF-8"),
-        ("config.json", "{", "config.json, line 1"),
-        ("figures.json", "", "figures.json, line 1"),
-        ("metrics.jsonl", '{"method": "lohp", "step": 1}\n\n{"meth', "metrics.jsonl, line 3"),
+        ("results.json", "[]", "results.json is damaged .line 1 has a list where an object"),
+        ("results.json", b'{"schema\xff": 1}', "results.json is damaged .byte 8 is not UTF-8"),
+        ("config.json", "{", "config.json is damaged .line 1"),
+        ("figures.json", "", "figures.json is damaged .line 1"),
+        (
+            "metrics.jsonl",
+            '{"method": "lohp", "step": 1}\n\n{"meth',
+            "metrics.jsonl is damaged .line 3",
+        ),
         ("metrics.jsonl", '{"step": 1}', "metrics.jsonl, line 1 lacks the key 'method'"),
         ("metrics.jsonl", '{"method": "lohp"}', "metrics.jsonl, line 1 lacks the key 'step'"),
         (

@@ -4,7 +4,6 @@ Run as a script, this file trains the real network on eight CPU devices (`NPROC=
 or steps can deadlock) and writes what the tests compare.
 """
 
-import dataclasses
 import functools
 import os
 import pathlib
@@ -17,30 +16,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from lohp_jax.methods.setting import Dataset, Frame, family_of, make_objective, make_policy
 
+from lohp_jax.methods.lohp import lohp
 from lohp_jax.methods.step import (
     Batch,
     TrainState,
     draw_batches,
-    make_optimizer,
+    example_at,
     make_update,
 )
 from lohp_jax.networks.policy import NetworkConfig
-from lohp_jax.policy.hybrid import HybridConfig
-from lohp_jax.runs.config import PrepareConfig, RunConfig, TrainingConfig, resolve
+from lohp_jax.policy.config import HybridConfig
+from lohp_jax.tasks import make_family
 from lohp_jax.training.distributed import compile_update
 from lohp_jax.training.engine import scan_updates
+from lohp_jax.training.gradient import scheduled_adam
+from lohp_jax.trajectories.dataset import Coordinates, Dataset, make_space
 from lohp_jax.types import TaskFamily
 
-CONFIG = resolve(
-    RunConfig(
-        methods=("lohp",),
-        prepare=PrepareConfig(num_tasks=8, optimizers=("sgd:1", "adam:0.1"), num_steps=4),
-        network=NetworkConfig(trunk="mlp", widths=(8,), embedding=8),
-        training=TrainingConfig(compression=2, updates=20, batch_size=16),
-    )
-)
+NETWORK = NetworkConfig(trunk="mlp", widths=(8,), embedding=8)
 NUM_STEPS, STRATEGIES = 20, ("jit", "mesh", "pmap")
 
 
@@ -55,7 +49,7 @@ def objective(params, example, key):
     """A loss that depends on the context, the task, the stored tokens and the key."""
     noise = 0.1 * jax.random.normal(key, (3,))
     error = params["w"] * (example.context["x"] + noise) - example.tokens[-1, 0] - example.data["x"]
-    scale = 1.0 + example.optimizer
+    scale = 1.0 + example.teacher
     loss = scale * jnp.sum(error**2) + jnp.sum(params["b"] ** 2)
     return loss, {"error": jnp.abs(error), "scale": scale}
 
@@ -85,10 +79,10 @@ def plain_losses(params, batch, dataset):
         context_key, key = jax.random.split(key)
         data = {"x": dataset.data["x"][index]}
         context = noisy_context(data, context_key)
-        tokens, optimizer = dataset.tokens[index], dataset.optimizer[index]
+        tokens, teacher = dataset.tokens[index], dataset.teacher[index]
         noise = 0.1 * jax.random.normal(key, (3,))
         error = params["w"] * (context["x"] + noise) - tokens[-1, 0] - data["x"]
-        losses.append((1 + optimizer) * jnp.sum(error**2) + jnp.sum(params["b"] ** 2))
+        losses.append((1 + teacher) * jnp.sum(error**2) + jnp.sum(params["b"] ** 2))
         infos.append(jnp.abs(error))
     return jnp.stack(losses), jnp.stack(infos)
 
@@ -123,7 +117,7 @@ def half_gradient(state, batch, dataset, offset):
 
 def test_gradient_snr_is_that_of_two_interleaved_half_batches(dataset, state):
     batch = batch_of(6)
-    _, metrics = make_update(FAMILY, objective, optax.sgd(1.0))(state, batch, dataset)
+    _, metrics = jax.jit(make_update(FAMILY, objective, optax.sgd(1.0)))(state, batch, dataset)
     first, second = (half_gradient(state, batch, dataset, i) for i in (0, 1))
     signal, noise = np.sqrt(max(first @ second, 0)), np.linalg.norm(first - second) / 2
     np.testing.assert_allclose(metrics["gradient_snr"], signal / noise, rtol=1e-4)
@@ -131,7 +125,7 @@ def test_gradient_snr_is_that_of_two_interleaved_half_batches(dataset, state):
 
 def test_gradient_snr_of_opposed_halves_is_zero():
     def opposed(params, example, key):
-        return params["w"] * (1.0 - 2.0 * example.optimizer), {}
+        return params["w"] * (1.0 - 2.0 * example.teacher), {}
 
     dataset = Dataset(jnp.zeros((2, 1, 1, 1)), jnp.arange(2), {"x": jnp.zeros((2, 3))})
     params = {"w": jnp.float32(1)}
@@ -151,7 +145,7 @@ def test_scan_is_a_loop_of_updates(dataset, state):
     update = make_update(FAMILY, objective, optax.sgd(0.01))
     batches = draw_batches(jax.random.key(1), dataset, 3, num_steps=4, batch_size=2)
     reached, metrics = scan_updates(update)(state, batches, dataset)
-    losses = []
+    losses, update = [], jax.jit(update)
     for step in range(4):
         batch = jax.tree.map(lambda leaf, step=step: leaf[step], batches)
         state, info = update(state, batch, dataset)
@@ -181,7 +175,7 @@ def test_batches_cover_the_data_set_with_fresh_keys(dataset):
 
 def test_optimizer_warms_up_decays_and_clips():
     params = {"w": jnp.zeros(1)}
-    optimizer = make_optimizer(learning_rate=0.5, clip_norm=1.0, updates=20)
+    optimizer = scheduled_adam(20, 0.5, warmup=2)
     state, sizes = optimizer.init(params), []
     for _ in range(20):
         step, state = optimizer.update({"w": jnp.full(1, 1e6)}, state, params)
@@ -193,25 +187,28 @@ def test_optimizer_warms_up_decays_and_clips():
     assert abs(float(clipped[0])) <= 1.0
 
 
-def real_problem(config=CONFIG):
+def real_problem(network=NETWORK, **settings):
     """The main method on digits; its trajectories are straight lines."""
-    family = family_of(config)
+    family = make_family("digits_5way")
     keys = jax.random.split(jax.random.key(0))
     theta_0 = jax.jit(family.init)(keys[0])
-    frame = Frame(theta_0, jax.tree.map(lambda leaf: jnp.float32(1), theta_0), jnp.int32(0))
-    policy = make_policy(config, family, frame, "lohp")
-    ends = np.random.default_rng(0).normal(size=(8, *policy.codec.mask.shape))
-    ends = np.where(policy.codec.mask, ends, 0).astype(np.float32)
+    scale = jax.tree.map(lambda leaf: jnp.float32(1), theta_0)
+    coordinates = Coordinates(theta_0, scale, jnp.int32(0))
+    space = make_space(family, coordinates, channels=16, num_steps=2, num_teachers=2)
+    method = lohp(network=network, **settings).bound(space)
+    ends = np.random.default_rng(0).normal(size=(8, *space.codec.mask.shape))
+    ends = np.where(space.codec.mask, ends, 0).astype(np.float32)
     tokens = jnp.asarray(np.stack([0 * ends, 0.7 * ends, ends], axis=1))
     data = jax.jit(jax.vmap(family.sample))(jax.random.split(keys[1], 8))
-    optimizer = make_optimizer(learning_rate=3e-3, clip_norm=1.0, updates=NUM_STEPS)
-    update = make_update(family, make_objective(config, family, policy, "lohp"), optimizer)
+    dataset = Dataset(tokens, jnp.arange(8) % 2, data)
+    optimizer = scheduled_adam(NUM_STEPS, 3e-3, warmup=NUM_STEPS // 10)
+    update = make_update(family, method.loss, optimizer)
 
     def init():
-        params = policy.network.init(keys[0], family.context(family.sample(keys[0]), keys[0]))
+        params = method.init(keys[0], example_at(family, dataset, 0, keys[0]))
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
-    return init, update, Dataset(tokens, jnp.arange(8) % 2, data)
+    return init, update, dataset
 
 
 def test_metrics_of_the_main_method():
@@ -230,10 +227,7 @@ def test_metrics_of_the_main_method():
 def test_an_off_policy_objective_alone_trains():
     """XLA on a CPU crashed on the axis of size 1 that a single path made (jaxlib 0.10)."""
     network = NetworkConfig(trunk="unet", widths=(8, 16), embedding=8)
-    objective = HybridConfig(on_policy=0.0)
-    init, update, dataset = real_problem(
-        dataclasses.replace(CONFIG, network=network, balance=objective)
-    )
+    init, update, dataset = real_problem(network, balance=HybridConfig(on_policy=0.0))
     run = jax.jit(scan_updates(update))
     batches = draw_batches(jax.random.key(3), dataset, 0, num_steps=10, batch_size=8)
     _, metrics = run(jax.jit(init)(), batches, dataset)

@@ -8,17 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from lohp_jax.methods.setting import Dataset, Frame, family_of, make_policy
 
 import lohp_jax
 from lohp_jax.codec import make_codec
 from lohp_jax.generation import generate
-from lohp_jax.methods.training import train
-from lohp_jax.methods.weight_diffusion import denoise_from_noise, denoising_loss
+from lohp_jax.methods.weight_diffusion import (
+    denoise_from_noise,
+    denoising_loss,
+    weight_diffusion,
+)
 from lohp_jax.networks.policy import Heads, NetworkConfig, PolicyNetwork
-from lohp_jax.policy.hybrid import Example, HybridConfig, Policy
-from lohp_jax.runs.config import FamilyConfig, PrepareConfig, RunConfig, TrainingConfig, resolve
+from lohp_jax.policy.config import HybridConfig
+from lohp_jax.policy.kernels import Policy
+from lohp_jax.tasks import make_family
 from lohp_jax.training import metrics
+from lohp_jax.types import Example
 
 NUM_STEPS = 3
 CODEC = make_codec({"w": jnp.zeros(3)}, channels=2)
@@ -37,7 +41,7 @@ OFFSET = RNG.normal(size=CODEC.mask.shape).astype(np.float32)
 def make_stub(drift, config=CONFIG):
     """A policy whose network says `drift(params, embedding, log_snr, state)`, also in the padding."""
 
-    def heads(params, embedding, optimizer, step, state):
+    def heads(params, embedding, teacher, step, state):
         unused = jnp.full_like(state, jnp.nan)
         return Heads(drift(params, embedding, step, state), unused, unused, unused)
 
@@ -104,7 +108,7 @@ def draw(policy, temperatures=(1.0,), seeds=(0,), **options):
     @jax.jit
     @jax.vmap
     def run(temperature, seed):
-        arguments = OFFSET, jnp.float32(0.3), EXAMPLE.optimizer, jax.random.key(seed)
+        arguments = OFFSET, jnp.float32(0.3), EXAMPLE.teacher, jax.random.key(seed)
         return denoise_from_noise(policy, *arguments, temperature=temperature, **options)
 
     return run(jnp.float32(temperatures), jnp.array(seeds))
@@ -150,16 +154,8 @@ def test_a_number_of_steps_below_one_is_refused():
 
 # --- trained and loaded
 
-RUN = resolve(
-    RunConfig(
-        tasks=FamilyConfig(network="linear", shots=2),
-        prepare=PrepareConfig(num_steps=4, optimizers=("sgd", "adam")),
-        network=NetworkConfig(trunk="mlp", widths=(8,), embedding=8),
-        training=TrainingConfig(
-            compression=2, updates=4, batch_size=4, log_every=4, checkpoint_every=4
-        ),
-    )
-)
+SIZES = {"num_tasks": 3, "num_steps": 4, "compression": 2, "updates": 4, "batch_size": 4}
+SIZES |= {"log_every": 4, "checkpoint_every": 4}
 
 
 def random_like(tree, size=0.3):
@@ -168,41 +164,46 @@ def random_like(tree, size=0.3):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run directory with `lo_di` trained on random trajectories, and a function that trains on."""
-    directory, family = tmp_path_factory.mktemp("run"), family_of(RUN)
-    theta_0 = random_like(jax.eval_shape(family.init, KEY))
-    frame = Frame(theta_0, jax.tree.map(lambda leaf: jnp.float32(2.0), theta_0), jnp.ones((), int))
-    policy = make_policy(RUN, family, frame, "lo_di")
-    data = jax.jit(jax.vmap(family.sample))(jax.random.split(KEY, 6))
-    tokens = random_like(jax.ShapeDtypeStruct((6, 3, *policy.codec.mask.shape), jnp.float32))
-    dataset = Dataset(tokens, jnp.arange(6) % 2, data)
+def family():
+    return make_family("digits_5way", network="linear", shots=2)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, family):
+    """A run directory with `lo_di`, what was trained, and a function that goes on."""
+    directory = tmp_path_factory.mktemp("run")
+    method = weight_diffusion(network=NetworkConfig(trunk="mlp", widths=(8,), embedding=8))
     go_on = functools.partial(
-        train, RUN, family, policy, frame, dataset, directory, "lo_di", key=KEY
+        lohp_jax.fit,
+        family,
+        method,
+        teachers="sgd:1",
+        key=KEY,
+        directory=directory,
+        **SIZES,
     )
-    return directory, go_on(), go_on
+    return directory, go_on(), functools.partial(go_on, resume=True)
 
 
-def test_a_training_is_kept_and_brought_back(trained):
-    directory, state, go_on = trained
+def test_a_training_is_kept_and_brought_back(trained, family):
+    directory, generator, go_on = trained
     (line,) = metrics.read_lines(directory / "metrics.jsonl", "lo_di")
     assert line["step"] == 4 and 0 < line["loss"] < 2
-    chex.assert_trees_all_equal(go_on(), state)
-    chex.assert_trees_all_equal(lohp_jax.load(directory, "lo_di").params[0], state.params)
+    chex.assert_trees_all_equal(go_on().params, generator.params)
+    loaded = lohp_jax.load(directory, "lo_di", family)
+    chex.assert_trees_all_equal(loaded.params, generator.params)
 
 
 @pytest.fixture(scope="module")
-def generator(trained):
+def generator(trained, family):
     """As loaded, but with random weights: after a few updates hardly anything depends on the context."""
-    loaded = lohp_jax.load(trained[0], "lo_di")
-    assert loaded.family == "digits_5way" and loaded.config == RUN
-    network_params, optimizer = loaded.params
-    return dataclasses.replace(loaded, params=(random_like(network_params), optimizer))
+    loaded = lohp_jax.load(trained[0], "lo_di", family)
+    assert loaded.family == "digits_5way" and loaded.config["method"]["name"] == "lo_di"
+    return dataclasses.replace(loaded, params=random_like(loaded.params))
 
 
 @pytest.fixture(scope="module")
-def context():
-    family = family_of(RUN)
+def context(family):
     return family.context(family.sample(KEY), KEY)
 
 
@@ -224,7 +225,7 @@ def test_samples_differ_only_if_warm(generator, context):
 def test_permuting_the_labels_permutes_the_head(generator, context, temperature):
     order = np.array([2, 0, 1, 4, 3])  # label c is called order[c]
     before = pair(generator, context, temperature=temperature)
-    renamed = context | {"labels": order[context["labels"]]}
+    renamed = context | {"y": order[context["y"]]}
     after = pair(generator, renamed, temperature=temperature)
     assert np.abs(after["w"] - before["w"]).max() > 1e-2
     moved = jax.tree.map(lambda leaf: leaf[..., order], after)
@@ -233,4 +234,4 @@ def test_permuting_the_labels_permutes_the_head(generator, context, temperature)
 
 def test_a_context_without_a_label_is_refused(generator, context):
     with pytest.raises(ValueError, match=r"missing \[4\]"):
-        pair(generator, context | {"labels": np.minimum(context["labels"], 3)})
+        pair(generator, context | {"y": np.minimum(context["y"], 3)})

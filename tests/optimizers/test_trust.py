@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from lohp_jax.optimizers.hub import hub, hub_diagnostics
-from lohp_jax.optimizers.trust import _follow_loss, hub_trust, trust_mixer
+from lohp_jax.optimizers.trust import TrustSettings, _follow_loss, hub_trust, trust_mixer
 
 PARAMS = {"w": np.ones(4, np.float32), "b": np.ones(2, np.float32)}
 SIGN = optax.chain(optax.scale_by_sign(), optax.scale(-0.5))
@@ -140,7 +140,7 @@ def test_noise_is_no_failure_and_a_rise_is():
 def test_the_loss_is_watched_again_some_time_after_one_whose_square_overflows():
     losses = np.append(np.ones(1802), 100.0)
     losses[1] = 1e20
-    start = trust_mixer().init({}).loss
+    start = trust_mixer(TrustSettings()).init({}).loss
     end, failed = jax.jit(
         lambda: jax.lax.scan(lambda s, v: ((s := _follow_loss(s, v)), s.failed), start, losses)
     )()

@@ -61,7 +61,7 @@ def test_fields_left_out_take_their_defaults():
     ],
 )
 def test_unknown_field_is_named_with_the_nearest(values, path, nearest):
-    message = rf"^{re.escape(path)}: unknown field .*; did you mean '{nearest}'\?"
+    message = rf"^{re.escape(path)}: a field must be one of .*; did you mean '{nearest}'\?"
     with pytest.raises(ValueError, match=message):
         from_json(values)
 

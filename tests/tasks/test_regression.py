@@ -5,7 +5,7 @@ import pytest
 
 from lohp_jax.networks.mlp import apply_mlp
 from lohp_jax.tasks.door import describe_family
-from lohp_jax.tasks.regression import init_sine_mlp, sine_regression
+from lohp_jax.tasks.regression import sine_regression
 
 KEY = jax.random.key(0)
 SHOTS, NUM_TRAIN, NUM_QUERY = 4, 20, 50
@@ -113,7 +113,7 @@ def test_the_network_is_a_perceptron_of_forty_forty():
     description = describe_family(family)
     assert description.measure == "objective"
     assert description.context == {"['x']": "float32[10,1]", "['y']": "float32[10,1]"}
-    data, params = family.sample(KEY), init_sine_mlp(KEY)
+    data, params = family.sample(KEY), family.init(KEY)
     error = np.asarray(apply_mlp(params, data["x"])) - targets(data, data["x"])
     np.testing.assert_allclose(family.loss(params, data, KEY), np.mean(error**2), rtol=1e-5)
 

@@ -31,7 +31,7 @@ from lohp_jax.networks.policy import NetworkConfig
 from lohp_jax.optimizers.meta import start_pairs, training_unroll
 from lohp_jax.problems.lasso import lasso
 from lohp_jax.training.engine import Training, each_step, step_keys, train
-from lohp_jax.training.gradient import first_state, make_optimizer, make_update
+from lohp_jax.training.gradient import first_state, make_update, scheduled_adam
 from lohp_jax.training.pes import MetaState, make_meta_update
 from lohp_jax.trajectories.dataset import Coordinates, Dataset, make_space
 from lohp_jax.types import TaskFamily
@@ -79,7 +79,7 @@ def denoiser_config(**options):
 
 def toy(strategy):
     """A loss whose runs go on from update to update, each with a key of its own."""
-    optimizer = make_optimizer(UPDATES, 0.05)
+    optimizer = scheduled_adam(UPDATES, 0.05)
 
     def start():
         keys = jax.random.split(key(), BATCH)
@@ -232,7 +232,7 @@ def test_eight_devices_equal_one_after_twenty_updates(tmp_path, name):
         one = arrays[f"jit{place}"]
         for strategy in STRATEGIES[1:]:
             np.testing.assert_allclose(
-                arrays[strategy + place], one, rtol=1e-5, atol=1e-9, err_msg=strategy + place
+                arrays[strategy + place], one, rtol=1e-5, atol=3e-7, err_msg=strategy + place
             )
 
 
