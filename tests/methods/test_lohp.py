@@ -13,7 +13,7 @@ import pytest
 from lohp_jax.methods import METHODS, common
 from lohp_jax.networks.levels import level_features
 from lohp_jax.networks.policy import NetworkConfig
-from lohp_jax.policy.config import PRESETS, HybridConfig
+from lohp_jax.policy.config import PAPER_LITERAL, HybridConfig
 
 KEY = jax.random.key(0)
 NETWORK = NetworkConfig(trunk="mlp", widths=(8,), embedding=8)
@@ -64,7 +64,7 @@ def test_the_policy_of_each_method(space, policies, name):
     (policy,) = policies
     assert policy.num_steps == (1 if name.startswith("hypernetwork") else 2)
     on_policy = dataclasses.replace(BALANCE, off_policy=0.0, on_policy=1.0)
-    objectives = {"paper_literal": PRESETS["paper_literal"], "lo_op": on_policy}
+    objectives = {"paper_literal": PAPER_LITERAL, "lo_op": on_policy}
     assert policy.config == objectives.get(name, BALANCE)
     assert policy.codec is space.codec
 
