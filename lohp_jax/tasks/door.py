@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lohp_jax.files import first_difference
 from lohp_jax.types import PyTree, TaskFamily
 
 MEASURES = {"accuracy": True, "objective": False}
@@ -92,15 +93,10 @@ def check_same_family(description: FamilyDescription, saved: dict[str, Any], whe
 
     Raises: ValueError with the first difference.
     """
-    for field, now in description._asdict().items():
-        before = saved.get(field)
-        if before == now:
-            continue
-        if isinstance(now, dict) and isinstance(before, dict):
-            field, before, now = _first_difference(field, before, now)
+    if difference := first_difference(saved, description._asdict()):
         raise ValueError(
-            f"{where} holds a run of another family: expected {field} {before}, as saved, got {now}; "
-            "give the family that it was made with, or another directory."
+            f"{where} holds a run of another family: {difference}; give the family that it was made "
+            "with, or another directory."
         )
 
 
@@ -177,11 +173,6 @@ def _describe(tree: PyTree) -> str:
     if isinstance(tree, jax.ShapeDtypeStruct):
         return describe_array(tree)
     return f"{type(tree).__name__} of {describe_arrays(tree)}"
-
-
-def _first_difference(field: str, before: dict, now: dict) -> tuple[str, Any, Any]:
-    path = next(name for name in (*before, *now) if before.get(name) != now.get(name))
-    return field + path, before.get(path, "nothing"), now.get(path, "nothing")
 
 
 def _check_sample(where: str, family: TaskFamily) -> PyTree:

@@ -164,14 +164,14 @@ def test_the_family_of_before_is_the_same():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"name": "other"}, "expected name tiny, as saved, got other"),
+        ({"name": "other"}, "name is 'tiny' there and 'other' here"),
         (
             {"context": lambda data, key: {"x": jnp.zeros(5)}, "context_loss": None},
-            r"expected context\['x'\] float32\[3\], as saved, got float32\[5\]",
+            r"context\.\['x'\] is 'float32\[3\]' there and 'float32\[5\]' here",
         ),
         (
             {"context": lambda data, key: {"z": jnp.zeros(3)}, "context_loss": None},
-            r"expected context\['x'\] float32\[3\], as saved, got nothing",
+            r"context\.\['x'\] is 'float32\[3\]' there and absent here",
         ),
     ],
 )
