@@ -22,7 +22,9 @@ def test_a_snippet_of_the_readme_runs_as_pasted(snippet):
     exec(compile(snippet, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("module", ["lohp_jax.fitting", "lohp_jax.methods.lohp"])
+@pytest.mark.parametrize(
+    "module", [pytest.param("lohp_jax.fitting", marks=pytest.mark.slow), "lohp_jax.methods.lohp"]
+)
 def test_examples_in_docstrings_hold(module):
     results = doctest.testmod(importlib.import_module(module))
     assert results.attempted > 0 and results.failed == 0
