@@ -294,7 +294,7 @@ def test_a_store_is_opened_and_hashed_once_a_command(copied, monkeypatch):
     assert sorted(hashed) == sorted((copied / "trajectories").rglob("*.npy"))
 
 
-TEACHERS = ("--prepare.optimizers", "hub:0.05", "sam:1", "adam:0.1")
+TEACHERS = ("--prepare.optimizers", "hub:0.05", "sam:0.01", "adam:0.1")
 
 
 @pytest.mark.slow
