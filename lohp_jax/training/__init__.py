@@ -1,1 +1,1 @@
-"""Training a generator: config, objectives, update, loop, checkpoints."""
+"""Training of anything: the host loop, devices, gradients, checkpoints and metrics; no method."""
