@@ -167,11 +167,11 @@ def test_the_family_of_before_is_the_same():
         ({"name": "other"}, "name is 'tiny' there and 'other' here"),
         (
             {"context": lambda data, key: {"x": jnp.zeros(5)}, "context_loss": None},
-            r"context\.\['x'\] is 'float32\[3\]' there and 'float32\[5\]' here",
+            r"context\['x'\] is 'float32\[3\]' there and 'float32\[5\]' here",
         ),
         (
             {"context": lambda data, key: {"z": jnp.zeros(3)}, "context_loss": None},
-            r"context\.\['x'\] is 'float32\[3\]' there and absent here",
+            r"context\['x'\] is 'float32\[3\]' there and absent here",
         ),
     ],
 )
