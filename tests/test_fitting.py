@@ -10,6 +10,7 @@ import pytest
 
 import lohp_jax as lj
 from lohp_jax.evaluation.scores import make_producer
+from lohp_jax.methods import METHODS
 
 NUM_TASKS, LEVELS = 12, np.arange(24, dtype=np.float32)
 SIZES = {
@@ -145,24 +146,8 @@ def test_a_method_goes_on_from_the_one_it_starts_from(family):
     assert np.abs(generator.params["end"] - alone.params["end"]).max() > 0
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lj.lohp,
-        *(
-            pytest.param(method, marks=pytest.mark.slow)
-            for method in (
-                lj.lohp_consolidated,
-                lj.cloning,
-                lj.hypernetwork,
-                lj.hypernetwork_regression,
-                lj.weight_diffusion,
-                lj.lo_op,
-                lj.paper_literal,
-            )
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
 def test_every_method_fits_a_family_that_knows_no_images(family, make):
     generator = lj.fit(family, make(network=SMALL), key=KEY, **SIZES)
     context = family.context(family.sample(KEY), KEY)

@@ -187,6 +187,7 @@ def test_one_compilation_for_each_shape(whole):
     assert compiled.count("start") == 1
 
 
+@pytest.mark.slow
 def test_stages_give_the_same_results(whole, tmp_path):
     directory, spoken = tmp_path / "run", {}
     weights = tmp_path / "new" / "weights.safetensors"
@@ -354,6 +355,7 @@ def test_signal_in_mid_training_leaves_a_resumable_run(endless):
     assert all(np.isfinite(leaf).all() for leaf in trained(endless, "cloning"))
 
 
+@pytest.mark.slow
 def test_signal_in_mid_compilation_ends_cleanly(endless):
     assert_interrupted(start_training(endless, LOHP_INTERRUPTED_IN_COMPILATION))
 
@@ -511,6 +513,7 @@ def test_full_disk_while_writing_the_config(tmp_path, monkeypatch):
     assert contents(tmp_path) == {}
 
 
+@pytest.mark.slow
 def test_full_disk_while_writing_results(copied, monkeypatch):
     name = "results.json"
     monkeypatch.setattr(scores, "latency", lambda *_: (1.0, 1.0))
@@ -722,6 +725,7 @@ def test_interrupted_meta_training_is_resumed(quick_meta, tmp_path, monkeypatch)
     assert json.loads(out)["rows"] == read_results(whole)["rows"]
 
 
+@pytest.mark.slow
 def test_meta_training_interrupted_in_its_last_comparison_is_resumed(
     quick_meta, tmp_path, monkeypatch
 ):

@@ -152,6 +152,7 @@ def test_a_method_of_ones_own_generates_by_its_name(copied, method):
     assert safetensors.numpy.load_file("w.safetensors")["w"].shape == (1, 1, 4)
 
 
+@pytest.mark.slow
 def test_the_first_method_may_be_ones_own(folder):
     code, out, err = lohp("run", *ASKED, "--methods", "mine.py:mean_end", "--out", "run", "--json")
     assert code == 0, err

@@ -94,9 +94,8 @@ def test_solvers_follow_their_definitions(small_lasso, kind):
     assert np.abs(np.diff(trace.path, axis=0)).max() > 1e-4
 
 
-@pytest.mark.parametrize(
-    "kind", ["l2o_pa", *(pytest.param(k, marks=pytest.mark.slow) for k in ("l2o_dm", "rnnprop"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_training_helps_on_new_problems(small_lasso, kind):
     options = {"num_steps": 20, "window": 10, "updates": 80, "batch_size": 8, "learning_rate": 1e-2}
     trained = train_learned_solver(small_lasso, kind, KEY, **options)

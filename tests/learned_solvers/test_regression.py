@@ -18,7 +18,10 @@ CONFIG = DiffusionConfig(
 KEY = jax.random.key(0)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.0], ids=["objective", "labels"])
+@pytest.mark.parametrize(
+    "alpha",
+    [pytest.param(0.0, id="objective", marks=pytest.mark.slow), pytest.param(1.0, id="labels")],
+)
 def test_regression_solves_new_problems_without_a_key(small_quadratic, alpha):
     family, config = small_quadratic, dataclasses.replace(CONFIG, alpha=alpha)
     generator = train_regression(family, config, KEY)

@@ -160,7 +160,9 @@ def test_soft_threshold_equals_its_definition():
     np.testing.assert_allclose(actual, grid[cost.argmin(axis=1)], atol=2e-4)
 
 
-@pytest.mark.parametrize("kind, size", [("mlp", 3), ("unet", 9)])
+@pytest.mark.parametrize(
+    "kind, size", [("mlp", 3), pytest.param("unet", 9, marks=pytest.mark.slow)]
+)
 def test_dense_networks_start_at_zero_and_everything_reaches_the_output(kind, size):
     network = make_network(DenoiserConfig(kind, width=8, depth=2, channels=4))
     rng = np.random.default_rng(0)

@@ -87,7 +87,7 @@ def test_a_step_of_many_equal_tensors_needs_copies_of_what_it_joins(rule, make):
 # --- grouping
 
 
-@pytest.mark.parametrize("rule", ["velo", "celo2"])
+@pytest.mark.parametrize("rule", [pytest.param("velo", marks=pytest.mark.slow), "celo2"])
 def test_tensors_of_equal_shape_may_go_together(rule, monkeypatch, make, narrow):
     shapes = {"a": (4, 3), "b": (5,), "c": (4, 3), "d": (5,)}
     params = random_like(shapes, 9)

@@ -82,7 +82,8 @@ def nnx_model():
 
 
 @pytest.mark.parametrize(
-    "model", [haiku_model, linen_model, pytest.param(nnx_model, marks=pytest.mark.slow)]
+    "model",
+    [linen_model, *(pytest.param(m, marks=pytest.mark.slow) for m in (haiku_model, nnx_model))],
 )
 def test_the_loss_of_a_users_model_falls(model, path):
     params, apply = model()

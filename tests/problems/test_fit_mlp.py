@@ -60,6 +60,7 @@ def test_problems_are_images_of_their_pool_with_classes_renamed(split):
     FAMILY.check(problem)
 
 
+@pytest.mark.slow
 def test_labels_are_found_near_the_start(problem):
     x = jax.jit(FAMILY.solve)(problem, jax.random.key(0))
     x0 = FAMILY.start(problem)

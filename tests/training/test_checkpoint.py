@@ -381,6 +381,7 @@ def finish(processes, returncode):
             process.kill()
 
 
+@pytest.mark.slow
 def test_killed_writer_on_eight_devices_leaves_the_latest_readable(tmp_path):
     finish([start_script("killed", tmp_path)], -signal.SIGKILL)
     assert "step_3.orbax-checkpoint-tmp" in folders(tmp_path)
