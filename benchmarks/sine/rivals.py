@@ -23,8 +23,8 @@ STEPS = (1, 5, 10)
 INNER_RATES = (0.01, 0.03)
 ADAM_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 ADAM_STEPS = (1, 5, 10, 20, 50, 100, 200, 500, 1000)
-LENGTHS = (0.5, 1.0, 1.5, 2.0, 3.0)
-PENALTIES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+LENGTHS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+PENALTIES = (1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 NUM_FEATURES = 256
 NUM_TUNING = 200
 
@@ -121,9 +121,9 @@ def ridge(key: jax.Array) -> TaskFamily:
         return jnp.sqrt(2 / NUM_FEATURES) * jnp.cos(angles)
 
     def predict(params, x):
-        seen = features(params, params["x"])
-        gram = seen @ seen.T + params["penalty"] * jnp.eye(len(seen))
-        return features(params, x) @ (seen.T @ jnp.linalg.solve(gram, params["y"]))
+        left, sizes, right = jnp.linalg.svd(features(params, params["x"]), full_matrices=False)
+        shrunk = (sizes / (sizes**2 + params["penalty"]))[:, None] * (left.T @ params["y"])
+        return features(params, x) @ (right.T @ shrunk)
 
     one = jnp.ones((1, 1))
     return sine_regression(
@@ -195,8 +195,8 @@ def maml_rows(
         tuned = np.stack([score(p, r, tuning) for p, r in zip(of_rate, rates, strict=True)])
         scores = np.stack([score(p, r, tasks) for p, r in zip(of_rate, rates, strict=True)])
         for column, num_steps in enumerate(STEPS):
-            best = int(tuned[:, column].argmin())
-            settings = {"rate": INNER_RATES[best]}
+            best = int(_finite(tuned[:, column]).argmin())
+            settings = {"rate": INNER_RATES[best], "updates": updates}
             rows.append(as_row("maml", num_steps, settings, seed, scores[best, column]))
     return rows
 
@@ -210,7 +210,8 @@ def adam_rows(family: TaskFamily, tuning: Any, tasks: Any, keys: jax.Array) -> l
     for seed, key in enumerate(keys):
         tuned = np.stack([score(key, rate, tuning) for rate in ADAM_RATES])
         for method, columns in which:
-            row, column = np.unravel_index(tuned[:, columns].argmin(), (len(tuned), len(columns)))
+            picked = _finite(tuned[:, columns])
+            row, column = np.unravel_index(picked.argmin(), picked.shape)
             rate, column = ADAM_RATES[row], columns[column]
             objective = score(key, rate, tasks)[column]
             rows.append(as_row(method, ADAM_STEPS[column], {"rate": rate}, seed, objective))
@@ -223,7 +224,8 @@ def ridge_rows(tuning: Any, tasks: Any, keys: jax.Array) -> list[dict[str, Any]]
     rows = []
     for seed, key in enumerate(keys):
         settings = list(itertools.product(LENGTHS, PENALTIES))
-        best = min(settings, key=lambda setting: float(score(key, setting, tuning)))
+        tuned = _finite(np.stack([score(key, setting, tuning) for setting in settings]))
+        best = settings[int(tuned.argmin())]
         names = {"length": best[0], "penalty": best[1]}
         rows.append(as_row("ridge_random_features", 0, names, seed, score(key, best, tasks)))
     return rows
@@ -234,6 +236,11 @@ def constant_row(family: TaskFamily, tasks: Any) -> dict[str, Any]:
     params = family.init(jax.random.key(0))
     chance = jax.vmap(lambda data: family.evaluate(params, data)["chance"])(tasks[0])
     return as_row("constant", 0, {}, 0, jnp.mean(chance))
+
+
+def _finite(objectives: np.ndarray) -> np.ndarray:
+    """Objectives, infinite where a task diverged, so that no such setting is picked."""
+    return np.where(np.isfinite(objectives), objectives, np.inf)
 
 
 def as_row(

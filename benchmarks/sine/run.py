@@ -1,14 +1,17 @@
 """Few-shot regression of sines: generated weights beside MAML, ridge and Adam on the same points.
 
-    python -m benchmarks.sine.run [--parts rivals generators] [--seeds 5]
+    python -m benchmarks.sine.run [--parts rivals hypernetwork lohp_consolidated ...] [--seeds 5]
 
 Every method is scored on the same held-out tasks, by the mean squared error at 100 evenly spaced inputs.
-Parts that are not asked for keep their rows. Writes results.json and the table of README.md.
+Parts that are not asked for keep their rows; `lohp_consolidated` comes with a row of the `lohp` that it
+starts from. Writes results.json and the table of README.md.
 """
 
 import argparse
+import itertools
 import json
 import pathlib
+import tempfile
 import time
 from typing import Any
 
@@ -26,10 +29,15 @@ NETWORK = lj.NetworkConfig(trunk="mlp", widths=(128, 128), embedding=128)
 METHODS = {
     "hypernetwork": lj.hypernetwork(network=NETWORK),
     "hypernetwork_regression": lj.hypernetwork_regression(network=NETWORK),
-    "lohp": lj.lohp(network=NETWORK),
     "lohp_consolidated": lj.lohp_consolidated(network=NETWORK),
 }
-FIT = {"num_tasks": 1000, "num_steps": 100, "compression": 50, "updates": 2000}
+FIT = {
+    "num_tasks": 500,
+    "num_steps": 100,
+    "compression": 50,
+    "updates": 1000,
+    "learning_rate": 1e-3,
+}
 TEACHER = "adam:0.01"
 
 
@@ -44,49 +52,58 @@ def rival_rows(shots: int, seeds: int, num_tasks: int, updates: int) -> list[dic
     return rows + rivals.maml_rows(family, tuning, tasks, keys, updates)
 
 
-def generator_rows(shots: int, seeds: int, num_tasks: int) -> list[dict[str, Any]]:
-    """Rows of every method that generates weights, for one number of points."""
+def generator_rows(name: str, shots: int, seeds: int, num_tasks: int) -> list[dict[str, Any]]:
+    """Rows of a method that generates weights, and of what it starts from, for one number of points."""
     family = sine_regression(shots=shots)
     tasks, contexts = rivals.tasks_and_contexts(family, jax.random.key(100), "held_out", num_tasks)
     rows = []
     for seed in range(seeds):
-        for name, method in METHODS.items():
-            generator = lj.fit(family, method, key=jax.random.key(seed), teachers=TEACHER, **FIT)
+        with tempfile.TemporaryDirectory() as directory:
+            key = jax.random.key(seed)
+            fitting = {"teachers": TEACHER, "directory": directory, **FIT}
+            generator = lj.fit(family, METHODS[name], key=key, **fitting)
+            generators = {name: generator}
+            if METHODS[name].starts_from is not None:
+                before = METHODS[name].starts_from.name
+                generators[before] = lj.load(directory, before, family)
+        for method, generator in generators.items():
             producer = make_producer(from_generator(generator))
-            weights = producer.many(contexts, jax.random.split(jax.random.key(seed), num_tasks))
+            weights = producer.many(contexts, jax.random.split(key, num_tasks))
             objective = scores(family, weights, tasks).mean()
-            rows.append(rivals.as_row(name, 0, FIT, seed, objective))
-            print(f"K = {shots}, seed {seed}: {name} {objective:.4f}", flush=True)
+            rows.append(rivals.as_row(method, 0, FIT, seed, objective))
+            print(f"K = {shots}, seed {seed}: {method} {objective:.4f}", flush=True)
     return rows
 
 
 def main() -> None:
     """Runs the parts asked for and writes their rows."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--parts", nargs="+", choices=("rivals", "generators"), default=("rivals", "generators")
-    )
+    parts = ("rivals", *METHODS)
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=30_000, help="of MAML")
     parser.add_argument("--num-tasks", type=int, default=600)
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     options = parser.parse_args()
-    kept = json.loads(options.results.read_text())["rows"] if options.results.exists() else []
-    rows = [row for row in kept if row["part"] not in options.parts]
-    for shots in rivals.SHOTS:
+    sizes = (options.seeds, options.num_tasks)
+    for part, shots in itertools.product(options.parts, rivals.SHOTS):
         start = time.perf_counter()
-        found = {}
-        if "rivals" in options.parts:
-            sizes = (options.seeds, options.num_tasks, options.updates)
-            found["rivals"] = rival_rows(shots, *sizes)
-        if "generators" in options.parts:
-            found["generators"] = generator_rows(shots, options.seeds, options.num_tasks)
-        common = {"shots": shots, "num_tasks": options.num_tasks}
-        rows += [common | {"part": part} | row for part, some in found.items() for row in some]
-        print(f"K = {shots}: {time.perf_counter() - start:.0f} s", flush=True)
-    content = {"schema": 1, "maml_updates": options.updates, "rows": rows}
-    write_atomically(options.results, (json.dumps(content, indent=1) + "\n").encode())
+        if part == "rivals":
+            rows = rival_rows(shots, *sizes, options.updates)
+        else:
+            rows = generator_rows(part, shots, *sizes)
+        common = {"part": part, "shots": shots, "num_tasks": options.num_tasks}
+        keep(options.results, part, shots, [common | row for row in rows])
+        print(f"{part}, K = {shots}: {time.perf_counter() - start:.0f} s", flush=True)
     report.write(options.results)
+
+
+def keep(results: pathlib.Path, part: str, shots: int, rows: list[dict[str, Any]]) -> None:
+    """Writes rows in place of those of the same part and number of points."""
+    there = json.loads(results.read_text())["rows"] if results.exists() else []
+    there = [row for row in there if (row["part"], row["shots"]) != (part, shots)]
+    content = {"schema": 1, "rows": there + rows}
+    write_atomically(results, (json.dumps(content, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":
