@@ -99,8 +99,8 @@ def _parse_object(text: str, path: pathlib.Path, first_line: int = 1) -> dict[st
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:
     """The first field in which two configs differ, as a sentence with both values; None if they agree.
 
-    Dicts are compared by key, and a key that is an index, as `['w']`, follows without a dot; tuples and
-    lists are the same, as they are in JSON.
+    Dicts are compared by key, and a key that is a path already, as `['w']` or `.w`, follows without
+    another dot; tuples and lists are the same, as they are in JSON.
 
     Args:
       old: the config that is there.
@@ -110,7 +110,7 @@ def first_difference(old: Any, new: Any, path: str = "") -> str | None:
     if isinstance(old, dict) and isinstance(new, dict):
         for name in [*old, *(name for name in new if name not in old)]:
             values = old.get(name, _ABSENT), new.get(name, _ABSENT)
-            separator = "." if path and not name.startswith("[") else ""
+            separator = "." if path and not name.startswith(("[", ".")) else ""
             if found := first_difference(*values, f"{path}{separator}{name}"):
                 return found
         return None

@@ -44,6 +44,8 @@ def test_another_schema_is_named(tmp_path):
         ({}, {"a": {"b": 1}}, "a is absent there and {'b': 1} here"),
         ({"a": {"b": 1}}, {"a": 3}, "a is {'b': 1} there and 3 here"),
         ({"a": [1, 2]}, {"a": [1]}, "a is [1, 2] there and [1] here"),
+        ({"a": {"['w']": 1}}, {"a": {"['w']": 2}}, "a['w'] is 1 there and 2 here"),
+        ({"a": {".w[0]": 1}}, {"a": {}}, "a.w[0] is 1 there and absent here"),
     ],
 )
 def test_the_first_difference_is_named_with_both_values(old, new, expected):

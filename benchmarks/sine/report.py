@@ -10,7 +10,7 @@ from benchmarks import pages
 
 RESULTS = pathlib.Path(__file__).with_name("results.json")
 NAMES = {
-    "constant": "the mean of the points",
+    "constant": "the mean of the task, whatever the input",
     "ridge_random_features": "ridge on random Fourier features",
     "same_support_adam": "Adam on the points",
     "same_support_adam_best": "Adam on the points, best number of steps",
