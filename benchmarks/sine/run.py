@@ -1,6 +1,6 @@
 """Few-shot regression of sines: generated weights beside MAML, ridge and Adam on the same points.
 
-    python -m benchmarks.sine.run [--parts rivals hypernetwork lohp_consolidated ...] [--seeds 5]
+    python -m benchmarks.sine.run [--parts ridge adam maml hypernetwork ...] [--seeds 5]
 
 Every method is scored on the same held-out tasks, by the mean squared error at 100 evenly spaced inputs.
 Parts that are not asked for keep their rows; `lohp_consolidated` comes with a row of the `lohp` that it
@@ -41,15 +41,24 @@ FIT = {
 TEACHER = "adam:0.01"
 
 
-def rival_rows(shots: int, seeds: int, num_tasks: int, updates: int) -> list[dict[str, Any]]:
-    """Rows of all that is not a generator, for one number of points."""
+RIVALS = ("constant", "ridge", "adam", "maml")
+
+
+def rival_rows(
+    part: str, shots: int, seeds: int, num_tasks: int, updates: int
+) -> list[dict[str, Any]]:
+    """Rows of one of `RIVALS`, for one number of points."""
     family = sine_regression(shots=shots, batch_size=shots)
     tuning = rivals.tasks_and_contexts(family, jax.random.key(100), "train", rivals.NUM_TUNING)
     tasks = rivals.tasks_and_contexts(family, jax.random.key(100), "held_out", num_tasks)
     keys = jnp.stack([jax.random.key(seed) for seed in range(seeds)])
-    rows = [rivals.constant_row(family, tasks), *rivals.ridge_rows(tuning, tasks, keys)]
-    rows += rivals.adam_rows(family, tuning, tasks, keys)
-    return rows + rivals.maml_rows(family, tuning, tasks, keys, updates)
+    if part == "constant":
+        return [rivals.constant_row(family, tasks)]
+    if part == "ridge":
+        return rivals.ridge_rows(tuning, tasks, keys)
+    if part == "adam":
+        return rivals.adam_rows(family, tuning, tasks, keys)
+    return rivals.maml_rows(family, tuning, tasks, keys, updates)
 
 
 def generator_rows(name: str, shots: int, seeds: int, num_tasks: int) -> list[dict[str, Any]]:
@@ -78,7 +87,7 @@ def generator_rows(name: str, shots: int, seeds: int, num_tasks: int) -> list[di
 def main() -> None:
     """Runs the parts asked for and writes their rows."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parts = ("rivals", *METHODS)
+    parts = (*RIVALS, *METHODS)
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=30_000, help="of MAML")
@@ -88,8 +97,8 @@ def main() -> None:
     sizes = (options.seeds, options.num_tasks)
     for part, shots in itertools.product(options.parts, rivals.SHOTS):
         start = time.perf_counter()
-        if part == "rivals":
-            rows = rival_rows(shots, *sizes, options.updates)
+        if part in RIVALS:
+            rows = rival_rows(part, shots, *sizes, options.updates)
         else:
             rows = generator_rows(part, shots, *sizes)
         common = {"part": part, "shots": shots, "num_tasks": options.num_tasks}
