@@ -17,6 +17,7 @@ NAMES = {
     "maml": "MAML",
     "hypernetwork": "hypernetwork, trained on the task loss",
     "hypernetwork_regression": "hypernetwork, regression to the teacher's weights",
+    "teacher": "teacher, Adam on a hundred points",
     "lohp": "**Lo-Hp**",
     "lohp_consolidated": "**Lo-Hp, consolidated with the task loss**",
 }

@@ -21,8 +21,8 @@ from lohp_jax.types import Params, PyTree, TaskFamily
 SHOTS = (5, 10)
 STEPS = (1, 5, 10)
 INNER_RATES = (0.01, 0.03)
-ADAM_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-ADAM_STEPS = (1, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+ADAM_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+ADAM_STEPS = (1, 5, 10, 20, 50, 100, 200, 500, 1000)
 LENGTHS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 PENALTIES = (1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 NUM_FEATURES = 256

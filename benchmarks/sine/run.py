@@ -24,6 +24,7 @@ from benchmarks.sine.report import RESULTS
 from lohp_jax.evaluation.scores import from_generator, make_producer, scores
 from lohp_jax.files import write_atomically
 from lohp_jax.tasks.regression import sine_regression
+from lohp_jax.trajectories.rollout import over_tasks
 
 NETWORK = lj.NetworkConfig(trunk="mlp", widths=(128, 128), embedding=128)
 METHODS = {
@@ -61,6 +62,29 @@ def rival_rows(
     return rivals.maml_rows(family, tuning, tasks, keys, updates)
 
 
+def teacher_rows(shots: int, seeds: int, num_tasks: int) -> list[dict[str, Any]]:
+    """Rows of what generators learn from, which sees all training points of the new task."""
+    family, num_steps = sine_regression(shots=shots), FIT["num_steps"]
+    tasks, _ = rivals.tasks_and_contexts(family, jax.random.key(100), "held_out", num_tasks)
+    optimizer = lj.make_optimizer(TEACHER)
+
+    @jax.jit
+    def score(key):
+        def objective(data):
+            run = lj.rollout(family, optimizer, data, family.init(key), key, num_steps=num_steps)
+            end = jax.tree.map(lambda leaf: leaf[-1], run.states)
+            return family.evaluate(end, data)["objective"]
+
+        return jnp.mean(over_tasks(objective)(tasks))
+
+    return [
+        rivals.as_row(
+            "teacher", num_steps, {"optimizer": TEACHER}, seed, score(jax.random.key(seed))
+        )
+        for seed in range(seeds)
+    ]
+
+
 def generator_rows(name: str, shots: int, seeds: int, num_tasks: int) -> list[dict[str, Any]]:
     """Rows of a method that generates weights, and of what it starts from, for one number of points."""
     family = sine_regression(shots=shots)
@@ -87,7 +111,7 @@ def generator_rows(name: str, shots: int, seeds: int, num_tasks: int) -> list[di
 def main() -> None:
     """Runs the parts asked for and writes their rows."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parts = (*RIVALS, *METHODS)
+    parts = (*RIVALS, "teacher", *METHODS)
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=30_000, help="of MAML")
@@ -99,6 +123,8 @@ def main() -> None:
         start = time.perf_counter()
         if part in RIVALS:
             rows = rival_rows(part, shots, *sizes, options.updates)
+        elif part == "teacher":
+            rows = teacher_rows(shots, *sizes)
         else:
             rows = generator_rows(part, shots, *sizes)
         common = {"part": part, "shots": shots, "num_tasks": options.num_tasks}

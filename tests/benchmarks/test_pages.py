@@ -14,6 +14,7 @@ FOLDER = pathlib.Path(pages.__file__).parent
 SLOW = ("hub", "diffl2o_pac_bayes")  # thousands of resamples
 QUICK = (
     "lohp",
+    "sine",
     "trajectories",
     "learned_step",
     "pretrained",
