@@ -21,7 +21,7 @@ from lohp_jax import (
 from lohp_jax.codec import make_codec
 from lohp_jax.diffusion.training import train_diffusion
 from lohp_jax.evaluation.scores import evaluate
-from lohp_jax.export import write_weights
+from lohp_jax.export import stream_weights, write_weights
 from lohp_jax.fitting import FitConfig, fit
 from lohp_jax.generation import generate, make_generator
 from lohp_jax.methods.cloning import cloning
@@ -108,6 +108,7 @@ __all__ = [
     "generate",
     "evaluate",
     "write_weights",
+    "stream_weights",
     "run",
     "RunConfig",
     "load",

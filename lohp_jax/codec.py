@@ -8,33 +8,23 @@ label indexes come first; then, label by label, the slices that belong to it:
 so that permuting the labels of a task permutes whole blocks of tokens.
 """
 
+import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lohp_jax.types import Codec, Params, PyTree
-
-
-class _Leaf(NamedTuple):
-    """One leaf: `axis` is its class axis (-1: none), `size` and `tokens` count those of a label."""
-
-    path: str
-    layer: str
-    axis: int
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    size: int
-    tokens: int
+from lohp_jax.types import Codec, Params, PyTree, TokenLeaf
 
 
 class _Layout(NamedTuple):
     """The leaves in the order of the pytree; `shared` and `indexed` number them by class axis."""
 
     treedef: Any
-    leaves: list[_Leaf]
+    leaves: list[TokenLeaf]
     shared: list[int]
     indexed: list[int]
     num_classes: int
@@ -108,10 +98,12 @@ def make_codec(
         decode,
         length=len(mask),
         mask=mask,
-        features=_features(layout),
         shared_length=layout.shared_length,
         num_classes=layout.num_classes,
         lay_out=lay_out,
+        describe=functools.partial(_features, layout),
+        leaves=tuple(layout.leaves[i] for i in layout.shared + layout.indexed),
+        standard=None if scales is None else (centres, scales),
     )
 
 
@@ -130,12 +122,14 @@ def standard_scale(weights: Params, reference: Params, *, floor: float = 1e-3) -
     def root_mean_square(weights, reference):
         return jnp.sqrt(jnp.mean((weights.astype(jnp.float32) - reference[None]) ** 2))
 
-    rms = jax.tree.map(root_mean_square, weights, reference)
-    largest = jnp.max(jnp.stack(jax.tree.leaves(rms)))
-    return jax.tree.map(
-        lambda r: jnp.where(largest > 0, jnp.maximum(r, floor * largest), 1.0).astype(jnp.float32),
-        rms,
-    )
+    leaves, structure = jax.tree.flatten(jax.tree.map(root_mean_square, weights, reference))
+    return structure.unflatten(list(floored(jnp.stack(leaves), floor=floor)))
+
+
+def floored(rms: jax.Array, *, floor: float = 1e-3) -> jax.Array:
+    """`[leaves]` root mean squares as scales, see `standard_scale`."""
+    largest = jnp.max(rms)
+    return jnp.where(largest > 0, jnp.maximum(rms, floor * largest), 1.0).astype(jnp.float32)
 
 
 def _make_layout(params: Params, channels: int, class_axes: PyTree | None) -> _Layout:
@@ -145,7 +139,10 @@ def _make_layout(params: Params, channels: int, class_axes: PyTree | None) -> _L
     if not paths:
         raise ValueError("make_codec: expected a pytree with at least one array, got none.")
     axes = [-1] * len(paths) if class_axes is None else treedef.flatten_up_to(class_axes)
-    leaves = [_describe(*path, axis, channels) for path, axis in zip(paths, axes, strict=True)]
+    leaves = [
+        _describe(number, *path, axis, channels)
+        for number, (path, axis) in enumerate(zip(paths, axes, strict=True))
+    ]
     shared = [i for i, leaf in enumerate(leaves) if leaf.axis < 0]
     indexed = [i for i, leaf in enumerate(leaves) if leaf.axis >= 0]
     counts = {leaves[i].path: leaves[i].shape[leaves[i].axis] for i in indexed}
@@ -156,7 +153,7 @@ def _make_layout(params: Params, channels: int, class_axes: PyTree | None) -> _L
     return _Layout(treedef, leaves, shared, indexed, next(iter(counts.values()), 0), channels)
 
 
-def _describe(path: tuple, value: Any, axis: int, channels: int) -> _Leaf:
+def _describe(number: int, path: tuple, value: Any, axis: int, channels: int) -> TokenLeaf:
     name = jax.tree_util.keystr(path)
     dtype = getattr(value, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
@@ -172,7 +169,7 @@ def _describe(path: tuple, value: Any, axis: int, channels: int) -> _Leaf:
         )
     size = math.prod(shape[:axis] + shape[axis + 1 :] if axis >= 0 else shape)
     layer = jax.tree_util.keystr(path[:-1])
-    return _Leaf(name, layer, axis, shape, dtype, size, math.ceil(size / channels))
+    return TokenLeaf(number, name, layer, axis, shape, dtype, size, math.ceil(size / channels))
 
 
 def _standardisation(
@@ -228,7 +225,7 @@ def _unpack(layout: _Layout, tokens: jax.Array) -> list[jax.Array]:
     return values
 
 
-def _to_tokens(value: jax.Array, leaf: _Leaf, channels: int) -> jax.Array:
+def _to_tokens(value: jax.Array, leaf: TokenLeaf, channels: int) -> jax.Array:
     """`[labels or 1, tokens, channels]`, zero-padded."""
     rows = value[None] if leaf.axis < 0 else jnp.moveaxis(value, leaf.axis, 0)
     rows = rows.reshape(rows.shape[0], leaf.size)
@@ -236,7 +233,7 @@ def _to_tokens(value: jax.Array, leaf: _Leaf, channels: int) -> jax.Array:
     return padded.reshape(rows.shape[0], leaf.tokens, channels)
 
 
-def _from_tokens(tokens: jax.Array, leaf: _Leaf) -> jax.Array:
+def _from_tokens(tokens: jax.Array, leaf: TokenLeaf) -> jax.Array:
     """Inverse of `_to_tokens`, with the class axis back in its place."""
     rows = tokens.reshape(tokens.shape[0], math.prod(tokens.shape[1:]))[:, : leaf.size]
     if leaf.axis < 0:
@@ -245,25 +242,38 @@ def _from_tokens(tokens: jax.Array, leaf: _Leaf) -> jax.Array:
     return jnp.moveaxis(rows.reshape(rows.shape[0], *rest), 0, leaf.axis)
 
 
-def _leaf_mask(leaf: _Leaf, channels: int) -> np.ndarray:
+def _leaf_mask(leaf: TokenLeaf, channels: int) -> np.ndarray:
     return (np.arange(leaf.tokens * channels) < leaf.size).reshape(leaf.tokens, channels)
+
+
+def leaf_features(leaves: Sequence[TokenLeaf]) -> np.ndarray:
+    """`[leaves, F - 1]` float32, what all tokens of a leaf have in common; see `Codec.features`.
+
+    Args:
+      leaves: all of a codec; the rows of the result are in their order, layers in that of the pytree.
+    """
+    by_number = sorted(leaves, key=lambda leaf: leaf.number)
+    layers = list(dict.fromkeys(leaf.layer for leaf in by_number))
+    fans = {leaf.layer: (1, 1) for leaf in by_number}
+    fans |= {
+        leaf.layer: (math.prod(leaf.shape[:-1]), leaf.shape[-1])
+        for leaf in by_number
+        if len(leaf.shape) >= 2
+    }
+    rows = []
+    for leaf in leaves:
+        layer = np.eye(len(layers))[layers.index(leaf.layer)]
+        kind = np.eye(3)[np.clip(len(leaf.shape) - 1, 0, 2)]
+        rows.append(np.concatenate([layer, kind, np.log10(np.maximum(fans[leaf.layer], 1))]))
+    return np.stack(rows).astype(np.float32)
 
 
 def _features(layout: _Layout) -> np.ndarray:
     """`Codec.features`."""
-    leaves = layout.leaves
-    layers = list(dict.fromkeys(leaf.layer for leaf in leaves))
-    fans = {leaf.layer: (1, 1) for leaf in leaves}
-    fans |= {
-        leaf.layer: (math.prod(leaf.shape[:-1]), leaf.shape[-1])
-        for leaf in leaves
-        if len(leaf.shape) >= 2
-    }
+    known = leaf_features(layout.leaves)
     rows = []
-    for leaf in (leaves[i] for i in layout.order):
-        layer = np.eye(len(layers))[layers.index(leaf.layer)]
-        kind = np.eye(3)[np.clip(len(leaf.shape) - 1, 0, 2)]
-        fan = np.log10(np.maximum(fans[leaf.layer], 1))
-        known = np.tile(np.concatenate([layer, kind, fan]), (leaf.tokens, 1))
-        rows.append(np.hstack([known, np.linspace(0, 1, leaf.tokens)[:, None]]))
+    for i in layout.order:
+        tokens = layout.leaves[i].tokens
+        place = np.linspace(0, 1, tokens)[:, None]
+        rows.append(np.hstack([np.tile(known[i], (tokens, 1)), place]))
     return np.concatenate(rows).astype(np.float32)

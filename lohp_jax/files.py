@@ -1,9 +1,11 @@
 """Writing files so that no reader ever meets half of one; JSON with a schema, and its differences."""
 
+import contextlib
 import json
 import os
 import pathlib
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 SCHEMA = 1
 """Version of `config.json`, `results.json` and `figures.json` of a run; the only one that is read."""
@@ -16,17 +18,28 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
 
     Raises: OSError if the disk is full or the folder is not writable; the old file is then intact.
     """
+    with writing_atomically(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def writing_atomically(path: pathlib.Path) -> Iterator[IO[bytes]]:
+    """A file to write to that takes the place of `path` in one step, once the block ends without error.
+
+    Raises: OSError as `write_atomically` does.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         reason = f"{error.strerror} (what was there before is intact; see to the disk and go on)"
         raise OSError(error.errno, reason, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: pathlib.Path, values: dict[str, Any], *, schema: int = SCHEMA) -> None:

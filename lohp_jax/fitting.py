@@ -20,15 +20,18 @@ from lohp_jax.training.distributed import Strategy
 from lohp_jax.trajectories.dataset import (
     Coordinates,
     Dataset,
+    WindowDataset,
     make_coordinates,
     make_dataset,
     make_space,
+    make_window_dataset,
 )
 from lohp_jax.trajectories.matching import Matching
 from lohp_jax.trajectories.prepare import prepare
 from lohp_jax.trajectories.store import Store
 from lohp_jax.trajectories.teachers import Asked, Teacher, make_teachers
 from lohp_jax.types import Generator, Method, Params, Progress, Space, TaskFamily
+from lohp_jax.windows import make_windows
 
 
 class Gathered(NamedTuple):
@@ -38,13 +41,13 @@ class Gathered(NamedTuple):
       store: of `prepare`.
       coordinates: in which weights are generated.
       space: what a method may know.
-      dataset: the trajectories at their matched states.
+      dataset: the trajectories at their matched states, in memory or to be read in windows.
     """
 
     store: Store
     coordinates: Coordinates
     space: Space
-    dataset: Dataset
+    dataset: Dataset | WindowDataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +78,21 @@ class FitConfig:
     """Weights per token."""
     checkpoint_every: int = 200
     """Updates between checkpoints."""
+    record_every: int = 1
+    """Steps of a teacher from one stored state to the next; must divide `compression`, and with uniform
+    matching may be as much."""
 
     def __post_init__(self):
-        for name in ("num_tasks", "num_steps", "channels", "checkpoint_every"):
+        sizes = ("num_tasks", "num_steps", "channels", "checkpoint_every", "record_every")
+        for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"fit: {name} must be at least 1, got {getattr(self, name)}.")
         count_states(self.num_steps, self.compression)
+        if self.compression % self.record_every:
+            raise ValueError(
+                f"fit: record_every must divide compression={self.compression}, got "
+                f"{self.record_every}: the matched states would not be stored."
+            )
         self.updating()
 
     def updating(self) -> UpdateConfig:
@@ -134,7 +146,8 @@ def fit(
     if directory is not None:
         directory = pathlib.Path(directory)
         _open_directory(directory, _described_run(described, method, kinds, config, key), resume)
-    sizes = {name: getattr(config, name) for name in ("num_tasks", "num_steps", "start_noise")}
+    sizes = ("num_tasks", "num_steps", "start_noise", "record_every")
+    sizes = {name: getattr(config, name) for name in sizes}
     store = prepare(
         family,
         kinds,
@@ -144,7 +157,7 @@ def fit(
         directory=directory and directory / "trajectories",
         on_progress=_preparing(on_progress),
     )
-    gathered = gather(family, store, theta_0, kinds, config)
+    gathered = gather(family, store, theta_0, kinds, config, method.window)
     saving = directory and saving_of(directory, gathered, described, kinds, config)
     told = {"strategy": strategy, "saving": saving, "on_progress": on_progress}
     training = gathered.space, gathered.dataset, config.updating(), train_key
@@ -193,6 +206,7 @@ def gather(
     theta_0: Params,
     teachers: Sequence[Teacher],
     config: FitConfig,
+    window: int | None = None,
 ) -> Gathered:
     """Reads a store, once for all methods that are trained on it.
 
@@ -202,6 +216,9 @@ def gather(
       theta_0: the shared start.
       teachers: that the store holds runs of.
       config: how states are matched and cut into tokens.
+      window: of the methods, see `Method`.
+
+    Raises: ValueError for a window that no tokens fill.
     """
     coordinates = make_coordinates(store, theta_0)
     num_states = count_states(config.num_steps, config.compression)
@@ -212,7 +229,11 @@ def gather(
         num_steps=num_states - 1,
         num_teachers=len(teachers),
     )
-    dataset = make_dataset(store, space.codec, num_states, matching=config.matching)
+    make = make_dataset
+    if window is not None:
+        make_windows(space.codec, window)
+        make = make_window_dataset
+    dataset = make(store, space.codec, num_states, matching=config.matching)
     return Gathered(store, coordinates, space, dataset)
 
 

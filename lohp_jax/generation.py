@@ -6,9 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from lohp_jax.policy.windows import batch_of_windows, window_keys
 from lohp_jax.tasks.support import canonical_order, relabel, support_of
-from lohp_jax.types import Generator, Method, Params, PyTree, Space
+from lohp_jax.types import Generator, Method, Params, Pieces, PyTree, Space, Windowed
+from lohp_jax.windows import renamed, restore, spans_in
 
 
 def generate(
@@ -46,6 +49,13 @@ def generate(
     """
     if num_samples < 1:
         raise ValueError(f"generate: num_samples must be at least 1, got {num_samples}.")
+    _check_options(generator.check, context, temperature, guidance)
+    temperature = jnp.asarray(temperature, jnp.float32)  # 1 and 1.0 are one program
+    return _generate(generator, context, key, temperature, num_samples, num_steps, float(guidance))
+
+
+def _check_options(check, context, temperature, guidance) -> None:
+    """Refuses what no generator can use; what is traced cannot be looked at."""
     if not math.isfinite(guidance):
         raise ValueError(f"generate: guidance must be finite, got {guidance}.")
     concrete = not any(
@@ -55,10 +65,8 @@ def generate(
         raise ValueError(
             f"generate: temperature must be finite and not negative, got {temperature}."
         )
-    if concrete and generator.check is not None:
-        generator.check(context)
-    temperature = jnp.asarray(temperature, jnp.float32)  # 1 and 1.0 are one program
-    return _generate(generator, context, key, temperature, num_samples, num_steps, float(guidance))
+    if concrete and check is not None:
+        check(context)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
@@ -107,4 +115,42 @@ def make_generator(
         config=config,
         check=support_of(family).check,
         path=path,
+        pieces=None if method.windowed is None else _make_pieces(method.windowed, space),
     )
+
+
+def _make_pieces(windowed: Windowed, space: Space) -> Pieces:
+    """The same weights window by window: beside what it yields, a batch of windows is in memory."""
+    family, codec, windows = space.family, space.codec, windowed.windows
+    encode = jax.jit(windowed.encode, static_argnums=2)
+
+    @functools.partial(jax.jit, static_argnums=(5, 6))
+    def walk(params, seen, keys, view, temperature, num_steps, guidance):
+        options = {"temperature": temperature, "num_steps": num_steps, "guidance": guidance}
+        one = functools.partial(windowed.walk, params, seen, **options)
+        return jax.vmap(lambda key, view: one(key, view)[-1])(keys, view)
+
+    def make(params, context, key, *, temperature=0.0, num_steps=None, guidance=0.0):
+        _check_options(support_of(family).check, context, temperature, guidance)
+        options = jnp.float32(temperature), num_steps, float(guidance)
+        ordered, rank = canonical_order(family, context)
+        seen = encode(params, ordered, float(guidance))
+        names = None if rank is None else np.argsort(rank)
+        return _walk_pieces(windows, walk, (params, seen), windowed.view, key, options, names)
+
+    shapes = jax.eval_shape(codec.decode, jax.ShapeDtypeStruct(codec.mask.shape, jnp.float32))
+    return Pieces(shapes, make)
+
+
+def _walk_pieces(windows, walk, given, view, key, options, names):
+    """Walks all windows, a batch at a time, and yields what is in them as `Pieces.make` does."""
+    codec, batch = windows.codec, batch_of_windows(windows)
+    for first in range(0, windows.count, batch):
+        wanted = np.arange(first, min(first + batch, windows.count), dtype=np.int32)
+        index = np.resize(wanted, batch)  # the last batch has the shape of the others
+        ends = np.asarray(walk(*given, window_keys(key, index), view(index), *options))
+        for i, values in zip(wanted, ends.reshape(batch, -1), strict=False):
+            spans = spans_in(windows, i), spans_in(windows, renamed(windows, i, names))
+            for ours, theirs in zip(*spans, strict=True):
+                restored = restore(codec, ours, values[ours.start : ours.stop])
+                yield theirs.leaf.number, theirs.index, restored

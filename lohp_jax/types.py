@@ -6,7 +6,8 @@ into weights. Every array lacks a batch axis; `jax.vmap` adds it.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -163,7 +164,32 @@ class Trajectory(NamedTuple):
     optimizer: Any
 
 
-class Codec(NamedTuple):
+class TokenLeaf(NamedTuple):
+    """One leaf of a structure of weights, as tokens have it.
+
+    Attributes:
+      number: in the order of the pytree.
+      path: of the leaf, as `jax.tree_util.keystr` writes it.
+      layer: path of what holds it.
+      axis: its class axis, -1 for none.
+      shape: of the leaf.
+      dtype: of the leaf.
+      size: numbers of one label, or of the leaf where there is no class axis.
+      tokens: that they fill.
+    """
+
+    number: int
+    path: str
+    layer: str
+    axis: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    size: int
+    tokens: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Codec:
     """A bijection between one structure of weights and tokens.
 
     Attributes:
@@ -171,22 +197,66 @@ class Codec(NamedTuple):
       decode: `[length, channels] -> params`; padding is ignored.
       length: number of tokens.
       mask: `[length, channels]` bool, False where a number is padding.
-      features: `[length, F]` float32, what is known of each token: one-hot layer, one-hot kind
-        (scalar or vector, matrix, kernel of a convolution), log10 of the layer's fan-in and
-        fan-out, position in its leaf in [0, 1].
       shared_length: number of leading tokens that belong to no label.
       num_classes: number of blocks after them; 0 without class axes.
       lay_out: `params -> [length, channels]` of the values themselves, whatever the scale is.
+      describe: `() -> [length, F]`, makes `features`.
+      leaves: in the order of the tokens: shared ones, then those of one label.
+      standard: centres and scales of the leaves, in the order of the pytree; None for raw weights.
     """
 
     encode: Callable[[Params], jax.Array]
     decode: Callable[[jax.Array], Params]
     length: int
     mask: np.ndarray
-    features: np.ndarray
     shared_length: int
     num_classes: int
     lay_out: Callable[[Params], jax.Array]
+    describe: Callable[[], np.ndarray]
+    leaves: tuple[TokenLeaf, ...]
+    standard: tuple[list[Any], list[Any]] | None
+
+    @functools.cached_property
+    def features(self) -> np.ndarray:
+        """`[length, F]` float32, what is known of each token, made when it is first asked for.
+
+        One-hot layer, one-hot kind (scalar or vector, matrix, kernel of a convolution), log10 of the
+        layer's fan-in and fan-out, position in its leaf in [0, 1].
+        """
+        return self.describe()
+
+
+class Windows(NamedTuple):
+    """How the tokens of a codec are cut into windows, see `lohp_jax.windows.make_windows`.
+
+    Attributes:
+      codec: whose tokens.
+      size: tokens of a window; the last one of a block is padded.
+      shared: number of windows over the tokens that belong to no label.
+      own: number of windows over the tokens of one label.
+    """
+
+    codec: Codec
+    size: int
+    shared: int
+    own: int
+
+    @property
+    def count(self) -> int:
+        """Number of all windows: the shared ones, then label by label."""
+        return self.shared + self.own * self.codec.num_classes
+
+
+class View(NamedTuple):
+    """Which window is looked at; leading axes pass through.
+
+    Attributes:
+      index: int32 scalar, the number of the window.
+      start: `[size, channels]` tokens of theta_0 there, scaled to about 1.
+    """
+
+    index: jax.Array
+    start: jax.Array
 
 
 class Space(NamedTuple):
@@ -217,12 +287,31 @@ class Example(NamedTuple):
       teacher: int32 scalar, the kind of trajectory.
       context: what a generator may see of the task, drawn anew for every update.
       data: the task itself, for losses that need it.
+      view: the window that the tokens are of, `[N + 1, size, channels]`; None for whole networks.
     """
 
     tokens: jax.Array
     teacher: jax.Array
     context: PyTree
     data: PyTree
+    view: View | None = None
+
+
+class Windowed(NamedTuple):
+    """What a method that sees windows can do with one of them.
+
+    Attributes:
+      windows: how tokens are cut.
+      view: `(index [...]) -> View` on the host, with the leading axes of the index.
+      encode: `(params, context, guidance) -> seen`, what all windows see of a task.
+      walk: `(params, seen, key, view, *, temperature, num_steps, guidance) -> [S, size, channels]`, the
+        states of one window; the last one is what is generated.
+    """
+
+    windows: Windows
+    view: Callable[[np.ndarray], View]
+    encode: Callable[..., PyTree]
+    walk: Callable[..., jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -242,6 +331,8 @@ class Method:
       starts_from: the method that is trained first and whose params this one goes on from.
       share: updates, as a share of those asked for.
       config: JSON values that say how it was made; saved in every checkpoint.
+      window: tokens that it sees at once; None for the whole network.
+      windowed: what it does with a window, once bound.
     """
 
     name: str
@@ -252,6 +343,8 @@ class Method:
     starts_from: "Method | None" = None
     share: float = 1.0
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    window: int | None = None
+    windowed: Windowed | None = None
 
     def __post_init__(self):
         missing = [f for f in ("init", "loss", "walk") if getattr(self, f) is None]
@@ -265,6 +358,20 @@ class Method:
     def bound(self, space: Space) -> "Method":
         """The method with its three functions, in a space."""
         return self if self.bind is None else self.bind(space)
+
+
+class Pieces(NamedTuple):
+    """Weights made a part at a time.
+
+    Attributes:
+      like: what the parts make up, a pytree of `jax.ShapeDtypeStruct`.
+      make: `(params, context, key, *, temperature, num_steps, guidance) -> iterator` over
+        `(number, index, values)`: values of the flattened leaf `number` of `like`, at a slice or at the
+        numbers of an array. `key` is that of one sample, as of `apply`.
+    """
+
+    like: PyTree
+    make: Callable[..., Iterator[tuple[int, slice | np.ndarray, np.ndarray]]]
 
 
 @jax.tree_util.register_dataclass
@@ -283,6 +390,7 @@ class Generator:
       path: like `apply`, but returns the weights at every step with a leading axis; None for
         generators that take none.
       gradients: gradient evaluations that it spends on a task.
+      pieces: makes the same weights a part at a time, for `stream_weights`; None where it cannot.
     """
 
     apply: Callable[..., Params] = dataclasses.field(metadata={"static": True})
@@ -294,3 +402,4 @@ class Generator:
     )
     path: Callable[..., Params] | None = dataclasses.field(default=None, metadata={"static": True})
     gradients: int = dataclasses.field(default=0, metadata={"static": True})
+    pieces: Pieces | None = dataclasses.field(default=None, metadata={"static": True})

@@ -16,7 +16,7 @@ def honesty(
     codec: Codec,
     weights: Params,
     teacher_weights: Params,
-    training_tokens: jax.Array,
+    training_tokens: jax.Array | None,
 ) -> dict[str, float]:
     """Checks one generator on held-out tasks.
 
@@ -27,7 +27,8 @@ def honesty(
       codec: standardised tokens; distances are root mean squares over them.
       weights: what the generator made of the tasks, leading axis R.
       teacher_weights: what the imitated teacher reached on them, leading axis R.
-      training_tokens: `[S, length, channels]` end weights of that teacher on training tasks.
+      training_tokens: `[S, length, channels]` end weights of that teacher on training tasks; None leaves
+        the distances to them out.
 
     Returns: `shuffled`, the score with the context of another task (wanted: no better than `chance`,
       plus .05 for an accuracy); `chance`, the score that sees no input, where the family says it;
@@ -42,15 +43,19 @@ def honesty(
     unrelated = _name_at_random(family, tasks)
     tokens, teacher = (jax.jit(jax.vmap(codec.encode))(w) for w in (weights, teacher_weights))
     real = np.flatnonzero(codec.mask)
-    generated, taught, trained = (
-        np.asarray(t).reshape(len(t), -1)[:, real] for t in (tokens, teacher, training_tokens)
-    )
+    generated, taught = (_flat(t)[:, real] for t in (tokens, teacher))
+    nearest = {}
+    if training_tokens is not None:
+        trained = _flat(training_tokens)[:, real]
+        nearest = {
+            "nearest_training_distance": _nearest(generated, trained),
+            "teacher_nearest_training_distance": _nearest(taught, trained),
+        }
     return {
         "shuffled": float(scores(family, shuffled, unrelated).mean()),
         **_chance(family, teacher_weights, tasks),
         "rms_ratio": float(_rms(generated) / _rms(taught)),
-        "nearest_training_distance": _nearest(generated, trained),
-        "teacher_nearest_training_distance": _nearest(taught, trained),
+        **nearest,
         "teacher_distance": float(np.sqrt(np.mean((generated - taught) ** 2, axis=1)).mean()),
     }
 
@@ -70,6 +75,10 @@ def _name_at_random(family: TaskFamily, tasks: TaskBatch) -> PyTree:
         return family.rename(data, jax.random.permutation(key, family.num_classes))
 
     return jax.jit(jax.vmap(rename))(tasks.data, tasks.keys)
+
+
+def _flat(tokens: jax.Array) -> np.ndarray:
+    return np.asarray(tokens).reshape(len(tokens), -1)
 
 
 def _rms(values: np.ndarray) -> float:

@@ -9,7 +9,14 @@ from lohp_jax.methods.common import policy_method, settings
 from lohp_jax.networks.policy import NetworkConfig
 from lohp_jax.policy import gaussian
 from lohp_jax.policy.config import HybridConfig
-from lohp_jax.policy.kernels import Policy, embed, kernels_along, real_weights, tube_states
+from lohp_jax.policy.kernels import (
+    Policy,
+    embed,
+    kernels_along,
+    mean_over_weights,
+    real_weights,
+    tube_states,
+)
 from lohp_jax.types import Example, Method, PyTree
 
 
@@ -45,4 +52,7 @@ def cloning_loss(
     embedding = embed(policy, params, example.context, drop_key)
     states = tube_states(policy, example.tokens, tube_key)
     forward, _ = kernels_along(policy, params, embedding, example, states)
-    return -jnp.mean(real_weights(policy, gaussian.log_prob(states[1:], *forward))), {}
+    by_weight = real_weights(policy, gaussian.log_prob(states[1:], *forward))
+    if policy.windows is None:
+        return -jnp.mean(by_weight), {}
+    return -jnp.mean(mean_over_weights(policy, by_weight, -1)), {}

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from lohp_jax.networks.policy import NetworkConfig
 from lohp_jax.policy.config import HybridConfig
 from lohp_jax.policy.kernels import Policy, make_policy, roll_out
-from lohp_jax.types import Example, Method, PyTree, Space
+from lohp_jax.policy.windows import at_window, views_of, walk_all
+from lohp_jax.types import Example, Method, PyTree, Space, Windowed
 
 Loss = Callable[[PyTree, Example, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -25,6 +26,7 @@ def policy_method(
     num_steps: int | None = None,
     step_features: Callable[[jax.Array], jax.Array] | None = None,
     sampler: Callable[..., jax.Array] = roll_out,
+    needs_whole: str | None = None,
     **fields: Any,
 ) -> Method:
     """A method that trains a policy.
@@ -37,23 +39,82 @@ def policy_method(
       num_steps: of a walk; None for those of the space.
       step_features: of `make_policy_network`.
       sampler: makes the states, with the arguments of `roll_out`.
+      needs_whole: why windows of the weights are not enough; None where they are.
       **fields: other fields of the `Method`.
+
+    Raises: ValueError for a network of windows, where the method needs whole networks.
     """
+    if network.window is not None:
+        _check_windows(name, network, balance, needs_whole)
 
     def bind(space: Space) -> Method:
         policy = make_policy(
             space, network, balance, num_steps=num_steps, step_features=step_features
         )
-        return dataclasses.replace(
+        bound = dataclasses.replace(
             method,
             init=lambda key, example: policy.network.init(key, example.context),
             loss=make_loss(policy, space),
             walk=functools.partial(walk, policy, space.teacher, sampler),
             bind=None,
         )
+        if policy.windows is None:
+            return bound
+        return _over_windows(bound, policy, space, make_loss, sampler)
 
-    method = Method(name, bind=bind, **fields)
+    method = Method(name, bind=bind, window=network.window, **fields)
     return method
+
+
+def _check_windows(name: str, network: NetworkConfig, balance: HybridConfig, needs_whole) -> None:
+    if needs_whole is None and not balance.per_dimension:
+        needs_whole = "residuals that are summed over the weights need all of them"
+    if needs_whole is not None:
+        raise ValueError(
+            f"{name}: network.window must be None, got {network.window}: {needs_whole}; leave the "
+            "window out, or take a method whose loss separates over weights, such as `lohp`."
+        )
+
+
+def _over_windows(
+    method: Method,
+    policy: Policy,
+    space: Space,
+    make_loss: Callable[[Policy, Space], Loss],
+    sampler: Callable[..., jax.Array],
+) -> Method:
+    """The bound method with the loss of one window, and walks window by window."""
+
+    def loss(params, example, key):
+        return make_loss(at_window(policy, example.view), space)(params, example, key)
+
+    def encode(params, context, guidance=0.0):
+        _check_guidance(policy, guidance)
+        read = functools.partial(policy.network.encode, params, context)
+        return read(1.0), read(0.0) if guidance else None
+
+    def walk_one(params, seen, key, view, *, temperature=0.0, num_steps=None, guidance=0.0):
+        embedding, unconditional = seen
+        return sampler(
+            at_window(policy, view),
+            params,
+            embedding,
+            jnp.asarray(space.teacher, jnp.int32),
+            key,
+            temperature=temperature,
+            num_steps=num_steps,
+            unconditional=unconditional,
+            guidance=guidance,
+        )
+
+    def walk_whole(params, context, key, **options):
+        seen = encode(params, context, options.get("guidance", 0.0))
+        one = functools.partial(walk_one, params, seen, **options)
+        return walk_all(policy, one, key)
+
+    views = functools.partial(views_of, policy)
+    windowed = Windowed(policy.windows, views, encode, walk_one)
+    return dataclasses.replace(method, loss=loss, walk=walk_whole, windowed=windowed)
 
 
 def walk(
@@ -72,11 +133,7 @@ def walk(
 
     Raises: ValueError for guidance of a policy that was never trained without its context.
     """
-    if guidance and not policy.config.condition_dropout:
-        raise ValueError(
-            f"generate: guidance must be 0, got {guidance}: this policy was never trained without "
-            "its context; train one with condition_dropout > 0, e.g. 0.1."
-        )
+    _check_guidance(policy, guidance)
     encode = functools.partial(policy.network.encode, params, context)
     return sampler(
         policy,
@@ -89,6 +146,14 @@ def walk(
         unconditional=encode(0.0) if guidance else None,
         guidance=guidance,
     )
+
+
+def _check_guidance(policy: Policy, guidance: float) -> None:
+    if guidance and not policy.config.condition_dropout:
+        raise ValueError(
+            f"generate: guidance must be 0, got {guidance}: this policy was never trained without "
+            "its context; train one with condition_dropout > 0, e.g. 0.1."
+        )
 
 
 def weighted(terms: Sequence[tuple[float, Loss]]) -> Loss:

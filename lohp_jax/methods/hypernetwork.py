@@ -26,7 +26,8 @@ def hypernetwork(
     def make_loss(policy, space):
         return functools.partial(task_loss, policy, space.family)
 
-    return _one_step("hypernetwork", make_loss, network, balance)
+    whole = "the task loss of generated weights needs all of them"
+    return _one_step("hypernetwork", make_loss, network, balance, needs_whole=whole)
 
 
 def hypernetwork_regression(
@@ -45,11 +46,10 @@ def hypernetwork_regression(
     return _one_step("hypernetwork_regression", make_loss, network, balance)
 
 
-def _one_step(name, make_loss, network, balance) -> Method:
+def _one_step(name, make_loss, network, balance, **fields) -> Method:
     config = settings(network=network, balance=balance)
-    return policy_method(
-        name, make_loss, network=network, balance=balance, num_steps=1, config=config
-    )
+    fields |= {"network": network, "balance": balance, "num_steps": 1, "config": config}
+    return policy_method(name, make_loss, **fields)
 
 
 def task_loss(

@@ -64,6 +64,7 @@ def lohp_consolidated(
         balance=balance,
         starts_from=lohp(network=network, balance=balance, anchor=anchor),
         share=0.5,
+        needs_whole="the task loss of generated weights needs all of them",
         config=settings(
             network=network, balance=balance, anchor=anchor, consolidation=consolidation
         ),

@@ -9,7 +9,7 @@ import optax
 
 from lohp_jax.methods.common import Loss
 from lohp_jax.trajectories.dataset import Dataset
-from lohp_jax.types import Example, PyTree, TaskFamily
+from lohp_jax.types import Example, PyTree, TaskFamily, View
 
 
 class TrainState(NamedTuple):
@@ -32,10 +32,14 @@ class Batch(NamedTuple):
     Attributes:
       index: `[B]` int32, rows of the data set.
       key: `[B]` keys.
+      tokens: `[B, N + 1, size, channels]`, where the data set leaves them in a store.
+      view: the windows that these are of; leading axis B.
     """
 
     index: jax.Array
     key: jax.Array
+    tokens: jax.Array | None = None
+    view: View | None = None
 
 
 def make_update(
@@ -53,9 +57,12 @@ def make_update(
     """
 
     def loss_fn(params, batch, dataset):
-        def of_example(index, key):
+        def of_example(index, key, tokens, view):
             context_key, key = jax.random.split(key)
-            return loss(params, example_at(family, dataset, index, context_key), key)
+            example = example_at(family, dataset, index, context_key)
+            if view is not None:
+                example = example._replace(tokens=tokens, view=view)
+            return loss(params, example, key)
 
         losses, info = jax.vmap(of_example)(*batch)
         return jnp.mean(losses), jax.tree.map(lambda leaf: leaf.mean(axis=0), info)
@@ -88,8 +95,8 @@ def example_at(
     family: TaskFamily, dataset: Dataset, index: jax.Array | int, key: jax.Array
 ) -> Example:
     """Row `index` of the data set, with a context that `key` draws from its task."""
-    data = jax.tree.map(lambda leaf: leaf[index], dataset.data)
-    return Example(dataset.tokens[index], dataset.teacher[index], family.context(data, key), data)
+    data, tokens = jax.tree.map(lambda leaf: leaf[index], (dataset.data, dataset.tokens))
+    return Example(tokens, dataset.teacher[index], family.context(data, key), data)
 
 
 def draw_batches(
@@ -99,7 +106,7 @@ def draw_batches(
 
     def draw(step):
         index_key, example_key = jax.random.split(jax.random.fold_in(key, step))
-        index = jax.random.randint(index_key, (batch_size,), 0, dataset.tokens.shape[0])
+        index = jax.random.randint(index_key, (batch_size,), 0, len(dataset.teacher))
         return Batch(index, jax.random.split(example_key, batch_size))
 
     return jax.vmap(draw)(first_step + jnp.arange(num_steps))

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from lohp_jax.methods.step import TrainState, draw_batches, example_at, make_update
+from lohp_jax.methods.windows import check_dataset, read_windows, window_chances
 from lohp_jax.training import engine
 from lohp_jax.training.distributed import Strategy
 from lohp_jax.training.gradient import scheduled_adam
-from lohp_jax.trajectories.dataset import Dataset
+from lohp_jax.trajectories.dataset import Dataset, WindowDataset
 from lohp_jax.types import Example, Method, PyTree, Space
 
 _ADVICE = (
@@ -50,7 +51,7 @@ class UpdateConfig:
 def train_method(
     method: Method,
     space: Space,
-    dataset: Dataset,
+    dataset: Dataset | WindowDataset,
     config: UpdateConfig,
     key: jax.Array,
     *,
@@ -63,7 +64,7 @@ def train_method(
     Args:
       method: to be trained.
       space: of `make_space`.
-      dataset: of `make_dataset`.
+      dataset: of `make_dataset`, or of `make_window_dataset` for a method of windows.
       config: settings.
       key: randomness of initialisation and training.
       strategy: of `compile_update`; the result is the same up to rounding.
@@ -72,7 +73,8 @@ def train_method(
 
     Returns: its params.
 
-    Raises: what `engine.train` raises.
+    Raises: ValueError for a method of windows and a data set that is none, or the other way round; what
+      `engine.train` raises.
     """
     params = None
     if method.starts_from is not None:
@@ -94,7 +96,7 @@ def train_method(
 def make_training(
     method: Method,
     space: Space,
-    dataset: Dataset,
+    dataset: Dataset | WindowDataset,
     config: UpdateConfig,
     key: jax.Array,
     params: PyTree | None = None,
@@ -104,16 +106,20 @@ def make_training(
     Args:
       method: to be trained.
       space: of `make_space`.
-      dataset: of `make_dataset`.
+      dataset: of `make_dataset`, or of `make_window_dataset` for a method of windows.
       config: settings.
       key: randomness of initialisation and training.
       params: to start from; None for those of `Method.init`.
     """
     init_key, batch_key = jax.random.split(key)
     method, updates = method.bound(space), num_updates(method, config.updates)
+    check_dataset(method, dataset)
+    rows = dataset.rows if isinstance(dataset, WindowDataset) else dataset
     optimizer = scheduled_adam(
         updates, config.learning_rate, warmup=updates // 10, clip_norm=config.clip_norm
     )
+
+    chances = None if method.windowed is None else window_chances(method.windowed.windows)
 
     def start(key, params, dataset):
         if params is None:
@@ -122,7 +128,10 @@ def make_training(
 
     def draw(first_step, count):
         sizes = {"num_steps": count, "batch_size": config.batch_size}
-        return _draw(batch_key, dataset, first_step, **sizes)
+        batches = _draw(batch_key, rows, first_step, **sizes)
+        if method.windowed is None:
+            return batches
+        return read_windows(method.windowed, dataset, batches, chances, batch_key, first_step)
 
     return engine.Training(
         method.name,
@@ -130,8 +139,8 @@ def make_training(
         make_update(space.family, method.loss, optimizer),
         draw,
         updates,
-        start_from=(init_key, params, dataset),
-        replicated=(dataset,),
+        start_from=(init_key, params, rows),
+        replicated=(rows,),
         log_every=config.log_every,
         advice=_ADVICE,
     )
@@ -158,6 +167,8 @@ def state_shapes(method: Method, space: Space) -> TrainState:
 
 def _describing(saving: engine.Saving, method: Method) -> engine.Saving:
     described = {"method": {"name": method.name, "config": method.config}}
+    if method.window is not None:
+        described["window"] = method.window
     return dataclasses.replace(saving, config=saving.config | described)
 
 

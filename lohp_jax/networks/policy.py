@@ -26,6 +26,9 @@ class NetworkConfig:
     """Channels of each resolution of the U-Net, or widths of the layers of the MLP."""
     embedding: int = 128
     """Size of the embedding of a label's support examples."""
+    window: int | None = None
+    """Tokens that the network sees at once, which then bound its memory, for networks of any size; unset
+    for all of them. A multiple of 2 to the power of the number of widths less one."""
 
     def __post_init__(self):
         check_option("NetworkConfig", "trunk", self.trunk, TRUNKS)
@@ -33,6 +36,20 @@ class NetworkConfig:
             raise ValueError(f"embedding must be at least 1, got {self.embedding}.")
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"widths must be positive and at least one, got {self.widths}.")
+        if self.window is not None:
+            self._check_window()
+
+    def _check_window(self):
+        if self.trunk != "unet":
+            raise ValueError(
+                f"window needs trunk='unet', got {self.trunk!r}: another sees all tokens or none."
+            )
+        stride = 2 ** (len(self.widths) - 1)
+        if self.window < 1 or self.window % stride:
+            raise ValueError(
+                f"window must be a positive multiple of {stride}, by which {len(self.widths)} widths "
+                f"shorten the tokens, got {self.window}."
+            )
 
 
 class Heads(NamedTuple):
@@ -57,7 +74,8 @@ class PolicyNetwork(NamedTuple):
     Attributes:
       init: `(key, context) -> params`.
       encode: `(params, context, keep) -> embedding`, a pytree; keep = 0 drops the context, 1 keeps it.
-      heads: `(params, embedding, teacher, step, state [length, channels]) -> Heads`.
+      heads: `(params, embedding, teacher, step, state [length, channels]) -> Heads`; that of windows
+        takes the `View` of its state after them.
       log_coefficient: `(params) -> [num_steps + 1]`, learned corrections to the log flow, last one 0.
     """
 
@@ -92,7 +110,7 @@ def make_policy_network(
       step_features: `(step) -> [F]`, for steps that are no numbers below N, such as noise levels: an
         affine map of these features is then the embedding.
     """
-    sizes = _Sizes(config, num_steps, num_teachers, step_features)
+    sizes = Sizes(config, num_steps, num_teachers, step_features)
     facts = _Facts.of(codec, start)
 
     transformed = _transform(sizes, facts)
@@ -125,7 +143,7 @@ def make_policy_network(
     )
 
 
-class _Sizes(NamedTuple):
+class Sizes(NamedTuple):
     """What the modules below are made of; see `make_policy_network`."""
 
     config: NetworkConfig
@@ -155,11 +173,11 @@ class _Facts(NamedTuple):
         return cls(codec, own.reshape(len(own), -1), to_rows(codec, known))
 
 
-def _transform(sizes: _Sizes, facts: _Facts) -> hk.MultiTransformed:
+def _transform(sizes: Sizes, facts: _Facts) -> hk.MultiTransformed:
     """`init(key, read, seen)` and `apply = (embed, heads)`."""
 
     def build():
-        embed = functools.partial(_embed, sizes, facts)
+        embed = functools.partial(embed_rows, sizes, len(facts.identity))
         heads = functools.partial(_heads, sizes, facts)
 
         def init(read, seen):
@@ -173,9 +191,9 @@ def _transform(sizes: _Sizes, facts: _Facts) -> hk.MultiTransformed:
     return hk.without_apply_rng(hk.multi_transform(build))
 
 
-def _embed(sizes: _Sizes, facts: _Facts, read: jax.Array, keep: jax.Array | float) -> jax.Array:
+def embed_rows(sizes: Sizes, num_rows: int, read: jax.Array, keep: jax.Array | float) -> jax.Array:
     """A row of the encoder for each row of the codec; nothing known where keep = 0."""
-    num_rows, width = len(facts.identity), sizes.config.embedding
+    width = sizes.config.embedding
     if len(read) != num_rows:  # labels without axes in the weights: one row that knows of all
         read = hk.Linear(width, name="rows")(read.reshape(1, -1))
         read = jnp.broadcast_to(read, (num_rows, width))
@@ -183,24 +201,40 @@ def _embed(sizes: _Sizes, facts: _Facts, read: jax.Array, keep: jax.Array | floa
     return keep * read + (1 - keep) * jnp.broadcast_to(unknown, read.shape)
 
 
-def _heads(sizes: _Sizes, facts: _Facts, embedding, teacher, step, state) -> Heads:
+def _heads(sizes: Sizes, facts: _Facts, embedding, teacher, step, state) -> Heads:
     """`PolicyNetwork.heads`."""
-    (embedding, seen), width = embedding, sizes.config.embedding
-    style = hk.Embed(sizes.num_teachers, width, name="teacher")(teacher)
-    if sizes.step_features is None:
-        style += hk.Embed(sizes.num_steps, width, name="step")(step)
-    else:
-        style += hk.Linear(width, name="step")(sizes.step_features(step))
-    situation = jnp.broadcast_to(style, (len(facts.identity), width))
-    situation = jnp.concatenate([situation, facts.identity], axis=-1)
-    gain, offset = jnp.split(hk.Linear(2 * width)(situation), 2, axis=-1)
-    condition = embedding * (1.0 + gain) + offset
-    condition += jax.nn.silu(hk.Linear(width, name="condition")(condition))
+    embedding, seen = embedding
+    condition = condition_rows(sizes, facts.identity, embedding, teacher, step)
     x = jnp.concatenate([to_rows(facts.codec, state), facts.features, seen], axis=-1)
     channels = state.shape[-1]
     trunk = TRUNKS[sizes.config.trunk](sizes.config.widths, 4 * channels, name="trunk")
     out = from_rows(facts.codec, trunk(x, condition))
     return Heads(*jnp.split(out, 4, axis=-1))
+
+
+def condition_rows(
+    sizes: Sizes, identity: jax.Array, embedding: jax.Array, teacher: jax.Array, step: jax.Array
+) -> jax.Array:
+    """`[rows, E]` what is known of the task, the teacher and the step, for each row.
+
+    Args:
+      sizes: of the network.
+      identity: `[rows, I]`, by which theta_0 tells the rows apart.
+      embedding: `[rows, E]`, of `embed_rows`.
+      teacher: int32 scalar.
+      step: its number, or what `sizes.step_features` takes.
+    """
+    width = sizes.config.embedding
+    style = hk.Embed(sizes.num_teachers, width, name="teacher")(teacher)
+    if sizes.step_features is None:
+        style += hk.Embed(sizes.num_steps, width, name="step")(step)
+    else:
+        style += hk.Linear(width, name="step")(sizes.step_features(step))
+    situation = jnp.broadcast_to(style, (len(identity), width))
+    situation = jnp.concatenate([situation, identity], axis=-1)
+    gain, offset = jnp.split(hk.Linear(2 * width)(situation), 2, axis=-1)
+    condition = embedding * (1.0 + gain) + offset
+    return condition + jax.nn.silu(hk.Linear(width, name="condition")(condition))
 
 
 def where_read(codec: Codec, means: jax.Array) -> jax.Array:

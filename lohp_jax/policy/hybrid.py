@@ -21,6 +21,7 @@ from lohp_jax.policy.kernels import (
     Policy,
     embed,
     kernels_along,
+    mean_over_weights,
     real_weights,
     roll_out,
     tube_states,
@@ -50,7 +51,7 @@ def residuals(
       forward: P_F along the states, of `kernels_along`.
       backward: P_B along the states.
 
-    Returns: `[D or 1, N + 1, N + 1]`, D the number of weights.
+    Returns: `[D or 1, N + 1, N + 1]`, D the number of weights; of a window with its padding.
     """
     config = policy.config
     ratio = gaussian.log_ratio_per_dimension(states[:-1], states[1:], *forward, *backward)
@@ -100,9 +101,10 @@ def hybrid_loss(
     def term(states):
         kernels = kernels_along(policy, params, embedding, example, states)
         by_weight = residuals(policy, params, example, states, *kernels)
-        loss = jnp.mean(jax.vmap(loss_fn)(by_weight))
-        length = jax.vmap(balance.residual_by_length)(by_weight).mean(axis=0)
-        log_stds = [real_weights(policy, kernel.log_std).mean(axis=-1) for kernel in kernels]
+        loss = mean_over_weights(policy, jax.vmap(loss_fn)(by_weight), 0)
+        length = mean_over_weights(policy, jax.vmap(balance.residual_by_length)(by_weight), 0)
+        log_stds = [real_weights(policy, kernel.log_std) for kernel in kernels]
+        log_stds = [mean_over_weights(policy, log_std, -1) for log_std in log_stds]
         return loss, length, *log_stds
 
     if config.on_policy:

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lohp_jax.networks.policy import Heads, NetworkConfig, PolicyNetwork, make_policy_network
+from lohp_jax.networks.windows import make_window_network
 from lohp_jax.policy import gaussian
 from lohp_jax.policy.config import HybridConfig
 from lohp_jax.tasks.support import support_of
-from lohp_jax.types import Codec, Example, PyTree, Space
+from lohp_jax.types import Codec, Example, PyTree, Space, Windows
+from lohp_jax.windows import make_windows
 
 
 class Policy(NamedTuple):
@@ -26,12 +28,16 @@ class Policy(NamedTuple):
       codec: tokens to weights.
       config: the objective that fixes the kernels.
       num_steps: N.
+      windows: how the network sees tokens; None for all at once.
+      start: `[length, channels]` tokens of theta_0, scaled to about 1.
     """
 
     network: PolicyNetwork
     codec: Codec
     config: HybridConfig
     num_steps: int
+    windows: Windows | None = None
+    start: np.ndarray | None = None
 
 
 def make_policy(
@@ -56,17 +62,15 @@ def make_policy(
     )
     support = support_of(space.family)
     num_steps = space.num_steps if num_steps is None else num_steps
-    built = make_policy_network(
-        space.codec,
-        network,
-        space.codec.lay_out(unit),
-        encoder=support.encode(network.embedding),
-        inputs=support.inputs,
-        num_steps=num_steps,
-        num_teachers=space.num_teachers,
-        step_features=step_features,
-    )
-    return Policy(built, space.codec, config, num_steps)
+    start, windows = space.codec.lay_out(unit), None
+    parts = {"encoder": support.encode(network.embedding), "inputs": support.inputs}
+    parts |= {"num_teachers": space.num_teachers, "step_features": step_features}
+    if network.window is None:
+        built = make_policy_network(space.codec, network, start, num_steps=num_steps, **parts)
+    else:
+        windows, start = make_windows(space.codec, network.window), np.asarray(start)
+        built = make_window_network(windows, network, start, num_steps=num_steps, **parts)
+    return Policy(built, space.codec, config, num_steps, windows, start)
 
 
 class Kernel(NamedTuple):
@@ -212,5 +216,21 @@ def kernels_along(
 
 
 def real_weights(policy: Policy, tokens: jax.Array) -> jax.Array:
-    """`[T, length, channels]` -> `[T, D]`, without the padding."""
-    return tokens.reshape(len(tokens), -1)[:, np.flatnonzero(policy.codec.mask)]
+    """`[T, length, channels]` -> `[T, D]`, without the padding; that of a window stays."""
+    flat = tokens.reshape(len(tokens), -1)
+    return flat if _is_window(policy) else flat[:, np.flatnonzero(policy.codec.mask)]
+
+
+def mean_over_weights(policy: Policy, values: jax.Array, axis: int) -> jax.Array:
+    """The mean along an axis of weights, as `real_weights` has them, or of size 1."""
+    if not _is_window(policy):
+        return jnp.mean(values, axis=axis)
+    real = policy.codec.mask.reshape(
+        [-1 if i == axis % values.ndim else 1 for i in range(values.ndim)]
+    )
+    return jnp.sum(jnp.where(real, values, 0.0), axis=axis) / real.sum()
+
+
+def _is_window(policy: Policy) -> bool:
+    """Whether this is a policy of one window, of `at_window`, whose padding is only known to jax."""
+    return not isinstance(policy.codec.mask, np.ndarray)

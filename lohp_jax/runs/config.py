@@ -11,7 +11,7 @@ import typing
 from typing import Any, Literal
 
 from lohp_jax.checks import check_option
-from lohp_jax.fitting import FitConfig, count_states
+from lohp_jax.fitting import FitConfig
 from lohp_jax.methods import METHODS
 from lohp_jax.networks.policy import NetworkConfig
 from lohp_jax.policy.config import HybridConfig
@@ -67,9 +67,12 @@ class PrepareConfig:
     """One theta_0 for all runs, or a fresh one for each."""
     start_noise: float = 0.01
     """Standard deviation of the noise on a shared theta_0, in units of the weights."""
+    record_every: int = 1
+    """Steps from one stored state to the next; must divide training.compression."""
 
     def __post_init__(self):
         _at_least("num_tasks", self.num_tasks, 2)
+        _at_least("record_every", self.record_every, 1)
         _at_least("num_steps", self.num_steps, 1)
         if self.optimizers is not None:
             _at_least("the number of optimizers", len(self.optimizers), 1)
@@ -150,7 +153,8 @@ class RunConfig:
         "paper_literal",
     )
     """Learned methods to train, the first of which the report is about, by name or as
-    path/to/file.py:attribute; those that need no training are always evaluated."""
+    path/to/file.py:attribute; those that need no training are always evaluated. With network.window the
+    default is without those that need whole networks."""
     tasks: FamilyConfig = FamilyConfig()
     prepare: PrepareConfig = PrepareConfig()
     network: NetworkConfig = NetworkConfig()
@@ -188,6 +192,9 @@ class RunConfig:
         return METHODS[name](**{name: value for name, value in given.items() if name in taken})
 
 
+WINDOWED = ("lohp", "cloning", "hypernetwork_regression")
+"""Those of the default methods whose loss separates over weights, which windows need."""
+
 _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "digits_5way": {
         "prepare": {
@@ -213,8 +220,8 @@ def resolve(config: RunConfig) -> RunConfig:
     """Fills what a config left to the family's defaults, and checks what depends on several fields.
 
     Raises: ValueError for an unknown family (with the nearest), settings of the table's families that
-      one of your own does not have, or a compression that does not divide the number of steps (with
-      those that do).
+      one of your own does not have, a compression that does not divide the number of steps (with
+      those that do), or states that are not stored where it matches them.
     """
     if ":" in config.family:
         defaults = _OF_ONES_OWN
@@ -234,8 +241,10 @@ def resolve(config: RunConfig) -> RunConfig:
         section = getattr(config, group)
         unset = {name: value for name, value in values.items() if getattr(section, name) is None}
         filled[group] = dataclasses.replace(section, **unset)
+    if config.network.window is not None and config.methods == RunConfig.methods:
+        filled["methods"] = WINDOWED
     config = dataclasses.replace(config, **filled)
-    count_states(config.prepare.num_steps, config.training.compression)
+    config.fitting()
     return config
 
 

@@ -21,21 +21,25 @@ from lohp_jax.runs.directory import environment
 from lohp_jax.runs.loading import load
 from lohp_jax.runs.stage import Stage, key_of, trained_steps
 from lohp_jax.training import engine
+from lohp_jax.trajectories.dataset import WindowDataset
 from lohp_jax.types import Generator, Method, Params, PyTree, Trajectory
 
 _TUNING_TASKS = 64
 _SUPPORT_DRAWS = 4
+_MOST_NUMBERS = 2**26
+"""End weights of all runs together, beyond which those of windows stay in their store."""
 _ADAM, _NEAREST, _RIDGE = "same_support_adam", "nearest_task", "ridge"
 
 Announce = Callable[[str], None]
 
 
 class _Held(NamedTuple):
-    """A stage, its held-out tasks, and what the imitated teacher did on them."""
+    """A stage, its held-out tasks, what the imitated teacher did on them, and `_training_ends`."""
 
     stage: Stage
     tasks: scores.TaskBatch
     taught: Trajectory
+    ends: jax.Array | None
 
 
 def evaluate_run(
@@ -64,8 +68,8 @@ def evaluate_run(
     key = key_of(config, "evaluate")
     tasks = scores.draw_tasks(family, key, config.evaluation.num_tasks, "held_out")
     teacher_rows, taught = _score_teachers(stage, tasks, announce)
-    held = _Held(stage, tasks, taught)
-    baselines, tuned = _baselines(stage, announce)
+    held = _Held(stage, tasks, taught, _training_ends(stage))
+    baselines, tuned = _baselines(stage, held.ends, announce)
     rows, honest = [], {}
     for kind, generators in (("baseline", baselines), ("generator", trained)):
         for name, generator in generators.items():
@@ -112,13 +116,11 @@ def _load_trained(stage: Stage) -> dict[str, Generator]:
     """The learned methods of a config, and any other of the table that was trained there."""
     config, generators = stage.config, {}
     methods: dict[str, Method] = {m.name: m for m in map(config.method, config.methods)}
-    asked = set(methods)
-    methods |= {name: config.method(name) for name in METHODS if name not in methods}
+    there = [name for name in METHODS if trained_steps(stage.directory, name)]
+    methods |= {name: config.method(name) for name in there if name not in methods}
     for name, method in methods.items():
         done = trained_steps(stage.directory, name)
         wanted = num_updates(method, config.training.updates)
-        if not done and name not in asked:
-            continue
         if done < wanted:
             raise ValueError(
                 f"{stage.directory} has {done} of {wanted} updates of {name}; make the others with "
@@ -176,18 +178,23 @@ def _score(
         codec=stage.gathered.space.codec,
         weights=weights,
         teacher_weights=_ends(taught),
-        training_tokens=stage.gathered.dataset.tokens[_imitated(stage), -1],
+        training_tokens=held.ends,
     )
     return row, report
 
 
 def _baseline_names(stage: Stage) -> list[str]:
     adam = [] if stage.family.context_loss is None else [_ADAM]
-    return [*adam, _NEAREST, _RIDGE]
+    return adam if _too_large(stage) else [*adam, _NEAREST, _RIDGE]
 
 
-def _baselines(stage: Stage, announce: Announce) -> tuple[dict[str, Generator], dict[str, Any]]:
-    """Generators that need no training over tasks, and the setting that was tuned for Adam."""
+def _baselines(
+    stage: Stage, ends: jax.Array | None, announce: Announce
+) -> tuple[dict[str, Generator], dict[str, Any]]:
+    """Generators that need no training over tasks, and what results.json says of them.
+
+    That is the setting that was tuned for Adam, and why some were left out.
+    """
     generators, tuned = {}, {}
     space = stage.gathered.space
     if stage.family.context_loss is not None:
@@ -197,21 +204,41 @@ def _baselines(stage: Stage, announce: Announce) -> tuple[dict[str, Generator], 
         best = adaptation.tune(stage.family, space.theta_0, tuning.data, tuning.contexts)
         tuned = {_ADAM: best._asdict()}
         generators[_ADAM] = adaptation.adam_on_support(stage.family, space.theta_0, best)
-    contexts, ends = _supports(stage)
+    if ends is None:
+        reason = f"their end weights are more than {_MOST_NUMBERS} numbers"
+        return generators, tuned | {"left_out": dict.fromkeys((_NEAREST, _RIDGE), reason)}
+    contexts, ends = _supports(stage, ends)
     weights = jax.jit(jax.vmap(space.codec.decode))(ends)
     generators[_NEAREST] = nearest_task(stage.family, contexts, weights)
     generators[_RIDGE] = ridge(stage.family, space.codec, contexts, ends)
     return generators, tuned
 
 
-def _supports(stage: Stage) -> tuple[PyTree, jax.Array]:
+def _supports(stage: Stage, ends: jax.Array) -> tuple[PyTree, jax.Array]:
     """Several supports of every task of the imitated teacher, and the ends of its runs."""
     dataset = stage.gathered.dataset
     rows = jnp.asarray(np.tile(_imitated(stage), _SUPPORT_DRAWS))
     data = jax.tree.map(lambda leaf: leaf[rows], dataset.data)
     key = jax.random.fold_in(key_of(stage.config, "evaluate"), 2)
     contexts = jax.jit(jax.vmap(stage.family.context))(data, jax.random.split(key, len(rows)))
-    return contexts, dataset.tokens[rows, -1]
+    return contexts, jnp.tile(ends, (_SUPPORT_DRAWS, 1, 1))
+
+
+def _too_large(stage: Stage) -> bool:
+    """Whether the end weights of the imitated teacher's runs are too many to hold for baselines."""
+    gathered = stage.gathered
+    in_store = isinstance(gathered.dataset, WindowDataset)
+    return in_store and len(_imitated(stage)) * gathered.space.codec.mask.size > _MOST_NUMBERS
+
+
+def _training_ends(stage: Stage) -> jax.Array | None:
+    """`[S, length, channels]` end weights of the imitated teacher's runs; None if they are too many."""
+    dataset, rows = stage.gathered.dataset, _imitated(stage)
+    if _too_large(stage):
+        return None
+    if isinstance(dataset, WindowDataset):
+        return jnp.asarray(dataset.read_ends(rows))
+    return dataset.tokens[rows, -1]
 
 
 def _imitated(stage: Stage) -> np.ndarray:

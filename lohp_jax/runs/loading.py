@@ -33,7 +33,7 @@ def load(
     Returns: a `Generator`; its `config` is what was saved with it.
 
     Raises: FileNotFoundError if there is no checkpoint; ValueError if it is damaged, does not fit, was
-      made for another family, or needs a family or a method that was not given.
+      made for another family or with another window, or needs a family or a method that was not given.
     """
     name = method if isinstance(method, str) else method.name
     folder = pathlib.Path(directory) / "checkpoints" / name
@@ -42,6 +42,11 @@ def load(
     check_same_family(describe_family(family), saved["family"], str(directory))
     if isinstance(method, str):
         method = _from_table(saved["method"], saved.get("run"), directory)
+    if method.window != saved.get("window"):
+        raise ValueError(
+            f"load: {name} in {directory} was trained with window={saved.get('window')}, got a method "
+            f"with window={method.window}; give the NetworkConfig.window that it was trained with."
+        )
     key = jax.random.key(0)
     theta_0 = jax.eval_shape(family.init, key)
     scale = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((), "float32"), theta_0)

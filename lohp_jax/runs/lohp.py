@@ -75,6 +75,7 @@ def prepare_run(
         theta_0=start_of(config, family),
         num_tasks=settings.num_tasks,
         num_steps=settings.num_steps,
+        record_every=settings.record_every,
         start=settings.start,
         start_noise=settings.start_noise,
         key=key_of(config, "prepare"),

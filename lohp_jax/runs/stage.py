@@ -89,14 +89,16 @@ def open_stage(
     theta_0, num_steps = start_of(config, family), config.prepare.num_steps
     teachers = make_teachers(config.prepare.optimizers, num_steps, theta_0)
     if store is None:
-        store = open_store(directory / "trajectories", template(family, theta_0, num_steps))
+        like = template(family, theta_0, num_steps, config.prepare.record_every)
+        store = open_store(directory / "trajectories", like)
     wanted = config.prepare.num_tasks * len(teachers)
     if (there := len(store) + store.num_dropped) < wanted:
         raise ValueError(
             f"{directory} has {there} of {wanted} trajectories; make the others with "
             f"`lohp prepare --out {directory} --resume`."
         )
-    gathered = gather(family, store, theta_0, teachers, config.fitting())
+    window = config.network.window
+    gathered = gather(family, store, theta_0, teachers, config.fitting(), window)
     return Stage(directory, config, family, describe_family(family), teachers, gathered)
 
 

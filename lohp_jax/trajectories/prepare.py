@@ -21,6 +21,8 @@ from lohp_jax.types import Params, PyTree, TaskFamily
 
 Start = Literal["shared", "independent"]
 _LARGEST_SHARD = 256
+_MOST_BYTES = 2**28
+"""Of the trajectories of a shard, which are in memory together when they are made."""
 
 
 def perturb(params: Params, key: jax.Array, *, scale: float) -> Params:
@@ -35,6 +37,7 @@ def prepare(
     theta_0: Params,
     num_tasks: int,
     num_steps: int,
+    record_every: int = 1,
     start: Start = "shared",
     start_noise: float = 0.01,
     key: jax.Array,
@@ -54,6 +57,7 @@ def prepare(
       theta_0: the shared start.
       num_tasks: tasks per teacher.
       num_steps: T.
+      record_every: steps from one kept state to the next, a divisor of `num_steps`.
       start: "shared": theta_0 plus noise; "independent": `family.init` for each task.
       start_noise: standard deviation of that noise.
       key: randomness of tasks, starts and inner losses.
@@ -74,23 +78,26 @@ def prepare(
     if num_tasks < 1:
         raise ValueError(f"prepare: num_tasks must be at least 1, got {num_tasks}.")
     teachers = make_teachers(teachers, num_steps, theta_0)
-    settings = _settings(teachers, num_tasks, num_steps, start, start_noise, key)
-    like = template(family, theta_0, num_steps)
+    settings = _settings(teachers, num_tasks, num_steps, record_every, start, start_noise, key)
+    like = template(family, theta_0, num_steps, record_every)
     store = create(directory, {**(config or {}), **settings}, like)
     store.verify()
-    begin = family.init
-    if start == "shared":
-        begin = functools.partial(perturb, theta_0, scale=start_noise)
+    shared = functools.partial(perturb, theta_0, scale=start_noise)
+    begin = shared if start == "shared" else family.init
     for index, teacher in enumerate(teachers):
-        run = jax.jit(over_tasks(functools.partial(_run, family, teacher, begin, num_steps)))
-        for done in _add_shards(store, run, index, teacher, num_tasks, key):
+        one = functools.partial(_run, family, teacher, begin, num_steps, record_every)
+        todo = index, teacher, num_tasks, key, largest_shard(like)
+        for done in _add_shards(store, jax.jit(over_tasks(one)), *todo):
             on_progress(index * num_tasks + done, num_tasks * len(teachers))
     return store
 
 
-def _settings(teachers, num_tasks, num_steps, start, start_noise, key) -> dict[str, Any]:
+def _settings(
+    teachers, num_tasks, num_steps, record_every, start, start_noise, key
+) -> dict[str, Any]:
     """What of the arguments decides the trajectories, as JSON values."""
-    return {
+    thinned = {} if record_every == 1 else {"record_every": record_every}
+    return thinned | {
         "teachers": [teacher.spec for teacher in teachers],
         "num_tasks": num_tasks,
         "num_steps": num_steps,
@@ -100,17 +107,30 @@ def _settings(teachers, num_tasks, num_steps, start, start_noise, key) -> dict[s
     }
 
 
-def template(family: TaskFamily, theta_0: Params, num_steps: int) -> PyTree:
+def largest_shard(like: PyTree) -> int:
+    """Trajectories of a shard, of which one is like `like`: few where they are large."""
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
+    return max(1, min(_LARGEST_SHARD, _MOST_BYTES // max(size, 1)))
+
+
+def template(family: TaskFamily, theta_0: Params, num_steps: int, record_every: int = 1) -> PyTree:
     """Shapes of one stored trajectory, for `open_store`.
+
+    Raises: ValueError for a `record_every` that does not divide `num_steps`.
 
     Returns: dict of `states` `[T + 1, ...]`, like theta_0; `losses` `[T + 1]`; `teacher`, the index of
       the optimizer; and the task's `data`.
     """
+    if record_every < 1 or num_steps % record_every:
+        raise ValueError(
+            f"prepare: record_every must divide num_steps={num_steps}, got {record_every}."
+        )
+    count = num_steps // record_every + 1
 
     def stored(theta_0, key):
         data = name_canonically(family, family.sample(key, "train"), key)
         state = {"states": theta_0, "losses": family.loss(theta_0, data, key)}
-        repeated = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_steps + 1, *x.shape)), state)
+        repeated = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), state)
         return repeated | {"teacher": jnp.int32(0), "data": data}
 
     return jax.eval_shape(stored, theta_0, jax.eval_shape(lambda: jax.random.key(0)))
@@ -123,10 +143,11 @@ def _add_shards(
     teacher: Teacher,
     num_tasks: int,
     key: jax.Array,
+    largest: int,
 ) -> Iterator[int]:
     """Adds the shards of one teacher that are not there yet; after each yields the tasks so far."""
     kept, label = 0, re.sub(r"[^A-Za-z0-9._-]", "-", teacher.name.partition(":")[0])
-    num_shards = math.ceil(num_tasks / _LARGEST_SHARD)
+    num_shards = math.ceil(num_tasks / largest)
     size = math.ceil(num_tasks / num_shards)  # one for all shards: each teacher compiles once
     for first in range(0, num_tasks, size):
         shard = f"{index:02d}-{label}-{first:06d}"
@@ -134,7 +155,8 @@ def _add_shards(
             wanted = first + np.arange(size) < num_tasks
             tree, failed = jax.device_get(run(_keys(key, first, size)))
             tree["teacher"] = np.full(size, index, np.int32)
-            tree = jax.tree.map(lambda leaf, good=wanted & ~failed: leaf[good], tree)
+            if not (good := wanted & ~failed).all():
+                tree = jax.tree.map(lambda leaf, good=good: leaf[good], tree)
             store.write(shard, tree, num_dropped=int((wanted & failed).sum()))
         kept += len(store.shard(shard)["losses"])
         yield min(first + size, num_tasks)
@@ -152,12 +174,11 @@ def _keys(key: jax.Array, first: int, count: int) -> jax.Array:
     return jax.vmap(functools.partial(jax.random.fold_in, key))(first + jnp.arange(count))
 
 
-def _run(family, teacher, begin, num_steps, key):
+def _run(family, teacher, begin, num_steps, record_every, key):
     """One task under one teacher: what the store keeps, and whether it is of no use."""
     task_key, start_key, loss_key, name_key = jax.random.split(key, 4)
     data = name_canonically(family, family.sample(task_key, "train"), name_key)
-    trajectory = rollout(
-        family, teacher.optimizer, data, begin(start_key), loss_key, num_steps=num_steps
-    )
+    counts = {"num_steps": num_steps, "record_every": record_every}
+    trajectory = rollout(family, teacher.optimizer, data, begin(start_key), loss_key, **counts)
     kept = {"states": trajectory.states, "losses": trajectory.losses, "data": data}
     return kept, diverged(trajectory)

@@ -58,7 +58,7 @@ def test_a_term_of_weight_zero_is_not_computed():
 def test_settings_are_values_of_json():
     found = settings(network=NETWORK, anchor=0.5, name="x", none=None)
     assert found == {
-        "network": {"trunk": "mlp", "widths": (8,), "embedding": 8},
+        "network": {"trunk": "mlp", "widths": (8,), "embedding": 8, "window": None},
         "anchor": 0.5,
         "name": "x",
         "none": None,

@@ -36,7 +36,8 @@ def test_a_method_goes_by_its_name_in_the_table(name):
 def test_settings_survive_json_and_make_the_method_again(name):
     method = make(name)
     saved = json.loads(json.dumps(method.config))
-    assert saved["network"] == {"trunk": "mlp", "widths": [8], "embedding": 8}
+    network = {"trunk": "mlp", "widths": [8], "embedding": 8, "window": None}
+    assert saved["network"] == network
     if "balance" in saved:
         assert saved["balance"]["end_std"] == 0.2
     saved["network"]["widths"] = tuple(saved["network"]["widths"])
