@@ -108,7 +108,9 @@ def _heads(sizes, windows, identity, seen, teacher, step, state, view) -> Heads:
         (num_places(windows), TOKEN_VECTOR),
         init=hk.initializers.RandomNormal(0.5),
     )
-    place = jnp.concatenate([table[numbers.place], _where(windows.codec, numbers)], axis=-1)
+    place = jnp.concatenate(
+        [jnp.asarray(table)[numbers.place], _where(windows.codec, numbers)], axis=-1
+    )
     x = jnp.concatenate([state, view.start, place], axis=-1)
     h = hk.Linear(widths[0], name="input")(x)
     share = _share(len(identity), numbers.label)

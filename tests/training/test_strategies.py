@@ -25,6 +25,7 @@ from lohp_jax.learned_solvers.lista import train_lista
 from lohp_jax.learned_solvers.recurrent import train_learned_solver
 from lohp_jax.learned_solvers.regression import train_regression
 from lohp_jax.methods import METHODS
+from lohp_jax.methods.lohp import lohp
 from lohp_jax.methods.training import UpdateConfig, train_method
 from lohp_jax.networks.denoiser import DenoiserConfig
 from lohp_jax.networks.policy import NetworkConfig
@@ -33,7 +34,14 @@ from lohp_jax.problems.lasso import lasso
 from lohp_jax.training.engine import Training, each_step, step_keys, train
 from lohp_jax.training.gradient import first_state, make_update, scheduled_adam
 from lohp_jax.training.pes import MetaState, make_meta_update
-from lohp_jax.trajectories.dataset import Coordinates, Dataset, make_space
+from lohp_jax.trajectories.dataset import (
+    Coordinates,
+    Dataset,
+    make_coordinates,
+    make_space,
+    make_window_dataset,
+)
+from lohp_jax.trajectories.store import create
 from lohp_jax.types import TaskFamily
 
 NUM_DEVICES, UPDATES, BATCH = 8, 20, 16
@@ -199,8 +207,30 @@ def method(name, strategy):
     )
 
 
+def windows(strategy):
+    """The main method on windows of two tokens, read from a store."""
+    family, theta_0 = lines(), {"w": jnp.array([0.1, -0.2, 0.3]), "v": jnp.ones((4, 2))}
+    rng, store = np.random.default_rng(0), create(None, {})
+    states = {name: rng.normal(size=(8, 3, *leaf.shape)) for name, leaf in theta_0.items()}
+    tasks = jax.vmap(family.sample)(jax.random.split(key(), 8))
+    losses, teacher = rng.uniform(size=(8, 3)), np.arange(8) % 2
+    store.write("0", {"states": states, "losses": losses, "teacher": teacher, "data": tasks})
+    space = make_space(
+        family, make_coordinates(store, theta_0), channels=2, num_steps=2, num_teachers=2
+    )
+    return train_method(
+        lohp(network=NetworkConfig(widths=(4, 4), embedding=4, window=2)),
+        space,
+        make_window_dataset(store, space.codec, 3),
+        UpdateConfig(UPDATES, BATCH, log_every=UPDATES),
+        key(),
+        strategy=strategy,
+    )
+
+
 TRAININGS = {f.__name__: f for f in (toy, diffusion, regression, learned_solver, lista, pes)}
 TRAININGS |= {name: functools.partial(method, name) for name in METHODS}
+TRAININGS["windows"] = windows
 QUICK = ("toy",)
 
 

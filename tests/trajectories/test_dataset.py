@@ -7,10 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lohp_jax.trajectories.dataset import make_coordinates, make_dataset, make_space
+from lohp_jax.trajectories import dataset as datasets
+from lohp_jax.trajectories.dataset import (
+    make_coordinates,
+    make_dataset,
+    make_space,
+    make_window_dataset,
+)
 from lohp_jax.trajectories.matching import match
 from lohp_jax.trajectories.store import create
 from lohp_jax.types import TaskFamily, Trajectory
+from lohp_jax.windows import cut_tokens, make_windows
 
 THETA_0 = {
     "body": jnp.asarray(np.random.default_rng(1).normal(size=(2, 3)), jnp.float32),
@@ -109,3 +116,69 @@ def test_dataset_is_the_encoded_matched_states(store, stored, space, matching):
 def test_tokens_are_standardised_ends(store, space):
     ends = np.asarray(make_dataset(store, space.codec, 3).tokens[:, -1])[:, space.codec.mask]
     assert 0.9 < np.sqrt((ends**2).mean()) < 1.1
+
+
+# --- windows
+
+
+@pytest.mark.parametrize("matching", ["uniform", "loss", "arc_length"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_windows_are_read_from_the_store_as_tokens_are_in_memory(store, space, size, matching):
+    whole = make_dataset(store, space.codec, 3, matching=matching)
+    apart = make_window_dataset(store, space.codec, 3, matching=matching)
+    windows = make_windows(space.codec, size)
+    cut = jax.vmap(jax.vmap(lambda tokens: cut_tokens(windows, tokens)))(whole.tokens)
+    row, index = (x.ravel() for x in np.meshgrid(np.arange(6), np.arange(windows.count)))
+    order = np.random.default_rng(0).permutation(len(row))  # rows of several shards, mixed
+    read = apart.read(windows, row[order], index[order])
+    expected = np.asarray(cut)[row, :, index][order]
+    assert read.shape == (6 * windows.count, 3, size, 3) and read.dtype == np.float32
+    np.testing.assert_allclose(read, expected, rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(apart.teacher, whole.teacher)
+    np.testing.assert_array_equal(apart.data["task"], whole.data["task"])
+
+
+def test_whole_ends_are_read_when_they_are_asked_for(store, space):
+    rows = np.array([4, 0, 5])
+    ends = make_window_dataset(store, space.codec, 3).read_ends(rows)
+    expected = make_dataset(store, space.codec, 3).tokens[rows, -1]
+    np.testing.assert_allclose(ends, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_no_shard_stays_open(store, space, monkeypatch):
+    """Nor is one opened that holds none of the trajectories asked for."""
+    dataset, opened = make_window_dataset(store, space.codec, 3), []
+    shard = store.shard
+
+    def watched(name):
+        opened.append(name)
+        return shard(name)
+
+    monkeypatch.setattr(store, "shard", watched)
+    windows = make_windows(space.codec, 1)
+    dataset.read(windows, np.array([0, 1, 1]), np.array([0, 1, 2]))
+    assert opened == ["0"]
+    dataset.read(windows, np.array([5, 1]), np.array([0, 1]))
+    assert opened == ["0", "0", "1"]
+
+
+def test_the_scale_of_large_networks_is_taken_run_by_run(store, stored, monkeypatch):
+    expected = make_coordinates(store, THETA_0)
+    monkeypatch.setattr(datasets, "_MOST_ENDS", 1)
+    monkeypatch.setattr(datasets, "standard_scale", None)
+    actual = make_coordinates(store, THETA_0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), actual, expected)
+    assert jax.tree.map(jnp.shape, actual.scale) == jax.tree.map(lambda leaf: (), THETA_0)
+
+
+def test_weights_that_never_move_have_a_floor_however_the_scale_is_taken(stored, monkeypatch):
+    still = jax.tree.map(np.copy, stored["states"])
+    still["body"][:] = np.asarray(THETA_0["body"])
+    store = create(None, {})
+    store.write("0", stored | {"states": still})
+    expected = make_coordinates(store, THETA_0).scale
+    monkeypatch.setattr(datasets, "_MOST_ENDS", 1)
+    actual = make_coordinates(store, THETA_0).scale
+    largest = max(jax.tree.leaves(expected))
+    np.testing.assert_allclose(actual["body"], 1e-3 * largest, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), actual, expected)
