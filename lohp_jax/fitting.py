@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from lohp_jax.checks import check_option
+from lohp_jax.codec import make_codec
 from lohp_jax.files import first_difference, read_json, write_json
 from lohp_jax.generation import make_generator
 from lohp_jax.methods.lohp import lohp
@@ -140,6 +141,7 @@ def fit(
     """
     described = describe_family(family)._asdict()
     method, config = lohp() if method is None else method, _make_config(settings)
+    check_window(family, config.channels, method.window)
     start_key, prepare_key, train_key = jax.random.split(key, 3)
     theta_0 = jax.jit(family.init)(start_key)
     kinds = make_teachers(teachers, config.num_steps, theta_0)
@@ -200,6 +202,17 @@ def count_states(num_steps: int, compression: int) -> int:
     return num_steps // compression + 1
 
 
+def check_window(family: TaskFamily, channels: int, window: int | None) -> None:
+    """Refuses a window before anything is computed.
+
+    Raises: ValueError for one that no tokens of the family's weights fill.
+    """
+    if window is not None:
+        shapes = jax.eval_shape(family.init, jax.random.key(0))
+        codec = make_codec(shapes, channels=channels, class_axes=family.class_axes)
+        make_windows(codec, window)
+
+
 def gather(
     family: TaskFamily,
     store: Store,
@@ -217,8 +230,6 @@ def gather(
       teachers: that the store holds runs of.
       config: how states are matched and cut into tokens.
       window: of the methods, see `Method`.
-
-    Raises: ValueError for a window that no tokens fill.
     """
     coordinates = make_coordinates(store, theta_0)
     num_states = count_states(config.num_steps, config.compression)
@@ -229,10 +240,7 @@ def gather(
         num_steps=num_states - 1,
         num_teachers=len(teachers),
     )
-    make = make_dataset
-    if window is not None:
-        make_windows(space.codec, window)
-        make = make_window_dataset
+    make = make_dataset if window is None else make_window_dataset
     dataset = make(store, space.codec, num_states, matching=config.matching)
     return Gathered(store, coordinates, space, dataset)
 

@@ -179,6 +179,8 @@ def test_regression_finds_the_slopes_of_unseen_lines(family):
             {"num_task": 3},
             "fit: a setting must be one of .*, got 'num_task'; did you mean 'num_tasks'",
         ),
+        ({"record_every": 4}, r"record_every must divide compression=2, got 4"),
+        ({"record_every": 0}, r"record_every must be at least 1, got 0"),
         ({"compression": 3}, r"compression must divide num_steps=4, got 3; these do: \[1, 2, 4\]"),
         ({"num_tasks": 0}, "fit: num_tasks must be at least 1, got 0"),
         ({"updates": 0}, "updates must be at least 1, got 0"),
@@ -233,3 +235,67 @@ def test_a_context_that_does_not_fit_is_refused(family, kept):
         lj.generate(generator, {"x": context["x"]}, KEY)
     with pytest.raises(ValueError, match="expected finite numbers in y, got 3 NaN"):
         lj.generate(generator, context | {"y": np.full((3, 1), np.nan, np.float32)}, KEY)
+
+
+# --- windows
+
+
+WINDOW = lj.NetworkConfig(widths=(8,), embedding=8, window=1)
+
+
+@pytest.fixture(scope="module")
+def windowed(family, tmp_path_factory):
+    """Directory of a fit on windows of one token, and its generator; nothing may change it."""
+    directory = tmp_path_factory.mktemp("windowed")
+    sizes = SIZES | {"channels": 1, "record_every": 2}
+    method = lj.lohp(network=WINDOW)
+    return directory, lj.fit(family, method, key=KEY, directory=directory, **sizes)
+
+
+def test_a_generator_of_windows_is_loaded_again(family, windowed):
+    directory, generator = windowed
+    context = family.context(family.sample(KEY), KEY)
+    loaded = lj.load(directory, family=family)
+    expected = lj.generate(generator, context, KEY, temperature=1.0)
+    actual = lj.generate(loaded, context, KEY, temperature=1.0)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    assert loaded.config["window"] == 1
+
+
+def test_only_the_states_that_are_matched_are_stored(windowed):
+    store = lj.open_store(windowed[0] / "trajectories")
+    assert store.read(0)["states"]["slope"].shape == (3, 1)  # of 5, of which compression matches 3
+
+
+@pytest.mark.parametrize("window", [2, None])
+def test_a_generator_saved_with_another_window_is_refused(family, windowed, window):
+    network = dataclasses.replace(WINDOW, window=window)
+    message = rf"was trained with window=1, got a method with window={window}; give the"
+    with pytest.raises(ValueError, match=message):
+        lj.load(windowed[0], lj.lohp(network=network), family)
+
+
+def test_a_run_with_another_window_is_not_gone_on_with(family, windowed):
+    method = lj.lohp(network=dataclasses.replace(WINDOW, window=2))
+    sizes = SIZES | {"channels": 1, "record_every": 2}
+    with pytest.raises(ValueError, match=r"network.window is 1 there and 2 here"):
+        lj.fit(family, method, key=KEY, directory=windowed[0], resume=True, **sizes)
+
+
+def test_a_window_that_no_tensor_fills_is_refused_by_fit(family):
+    method = lj.lohp(network=dataclasses.replace(WINDOW, window=3))
+    with pytest.raises(ValueError, match=r"window must be between 1 and 2 tokens of 16 .*got 3"):
+        lj.fit(family, method, key=KEY, **SIZES)
+
+
+def test_fewer_states_in_the_store_are_the_same_states(family):
+    """A fit on every second state is the fit on all of them, of which every second is matched."""
+    method = lj.lohp(network=SMALL)
+    few, all_of_them = (
+        lj.fit(family, method, key=KEY, record_every=every, **SIZES) for every in (2, 1)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        few.params,
+        all_of_them.params,
+    )

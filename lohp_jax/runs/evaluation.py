@@ -159,7 +159,7 @@ def _score(
     held: _Held, name: str, kind: scores.Kind, generator: Generator
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Row and honesty report of what makes weights from contexts."""
-    stage, tasks, taught = held
+    stage, tasks, taught, ends = held
     producer = scores.make_producer(scores.from_generator(generator))
     weights = producer.many(tasks.contexts, tasks.keys)
     row = scores.make_row(
@@ -178,7 +178,7 @@ def _score(
         codec=stage.gathered.space.codec,
         weights=weights,
         teacher_weights=_ends(taught),
-        training_tokens=held.ends,
+        training_tokens=ends,
     )
     return row, report
 

@@ -15,6 +15,7 @@ import safetensors.numpy
 
 import lohp_jax as lj
 from lohp_jax import cli
+from lohp_jax.runs import evaluation
 from lohp_jax.training import checkpoint
 from lohp_jax.trajectories import store as stores
 
@@ -331,3 +332,76 @@ def test_hub_sam_and_adam_teach_and_a_resumed_run_has_the_same_bits(folder, monk
         *(jax.tree.leaves(lj.load(folder / n).params) for n in ("run", "cut")), strict=True
     ):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+# --- windows
+
+
+WINDOWED = [*("unet" if word == "mlp" else word for word in ASKED), "--prepare.record-every", "2"]
+"""Weights in three tokens, of which every other state is stored."""
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory):
+    """Directory of a run in windows of one token, and what it said."""
+    folder = tmp_path_factory.mktemp("windowed")
+    write(folder / "mine.py", MINE)
+    with contextlib.chdir(folder):
+        said = lohp("run", *WINDOWED, "--network.window", "1", "--out", "run")
+    return folder / "run", said
+
+
+def test_a_run_in_windows_trains_what_windows_can_and_compares_it(windowed):
+    directory, (code, _, err) = windowed
+    assert code == 0, err
+    learned = ["lohp", "cloning", "hypernetwork_regression"]
+    results = read_results(directory)
+    assert [row["method"] for row in results["rows"]] == [
+        *("teacher_adam", "same_support_adam", "nearest_task", "ridge"),
+        *learned,
+    ]
+    assert results["config"]["methods"] == learned
+    assert results["honesty"]["lohp"]["nearest_training_distance"] >= 0
+    assert (directory / "report.html").exists() and "left_out" not in results
+
+
+def test_a_generator_of_a_run_in_windows_is_loaded_and_streamed(windowed, folder):
+    shutil.copytree(windowed[0], folder / "run")
+    generator = lj.load(folder / "run")
+    x = np.linspace(-1, 1, 4, dtype=np.float32)[:, None]
+    lj.stream_weights(generator, {"x": x, "y": x}, jax.random.key(0), folder / "w")
+    weights = lj.generate(generator, {"x": x, "y": x}, jax.random.key(0))
+    streamed = safetensors.numpy.load_file(folder / "w")
+    assert streamed.keys() == weights.keys()
+    for name, leaf in streamed.items():
+        np.testing.assert_allclose(leaf, weights[name][0], rtol=1e-6, atol=1e-6)
+
+
+def test_baselines_of_large_networks_are_left_out_with_a_reason(windowed, folder, monkeypatch):
+    shutil.copytree(windowed[0], folder / "run")
+    monkeypatch.setattr(evaluation, "_MOST_NUMBERS", 1)
+    code, _, err = lohp("evaluate", "--out", "run")
+    assert code == 0, err
+    results = read_results(folder / "run")
+    reason = "their end weights are more than 1 numbers"
+    assert results["left_out"] == {"nearest_task": reason, "ridge": reason}
+    assert "ridge" not in [row["method"] for row in results["rows"]]
+    assert "nearest_training_distance" not in results["honesty"]["lohp"]
+    assert lohp("report", "--out", "run")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--network.window", "4"], "window must be between 1 and 3 tokens of 16 .*got 4"),
+        (["--network.window", "0"], "window must be a positive multiple of 1, .*got 0"),
+        (
+            ["--network.window", "1", "--methods", "paper_literal"],
+            "paper_literal: network.window must be None, got 1: residuals that are summed",
+        ),
+    ],
+)
+def test_a_run_with_a_bad_window_makes_no_directory(folder, arguments, message):
+    code, _, err = lohp("run", *WINDOWED, *arguments, "--out", "run")
+    assert code in (1, 2) and re.search(message, err), err
+    assert not (folder / "run").exists()

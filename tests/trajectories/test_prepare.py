@@ -394,3 +394,37 @@ def test_a_killed_run_of_learned_and_sharp_teachers_resumes_to_the_same_bytes(tm
     ends = [of_teacher(store, index)["losses"][:, -1].mean() for index in range(4)]
     assert len(set(ends)) == 4
     assert store.shards()[3] == "01-sam-000000"
+
+
+# --- large networks
+
+
+def test_only_every_other_state_is_kept(tmp_path):
+    every = run(None, num_steps=4).load()
+    few = run(tmp_path, num_steps=4, record_every=2)
+    kept = jax.tree.map(lambda leaf: leaf[:, ::2], (every["states"], every["losses"]))
+    loaded = few.load()
+    chex.assert_trees_all_close((loaded["states"], loaded["losses"]), kept, rtol=1e-6)
+    chex.assert_trees_all_equal(loaded["data"], every["data"])
+    assert few.config["record_every"] == 2 and "record_every" not in run(None).config
+    again = open_store(tmp_path, template(FAMILY, THETA_0, 4, 2))
+    chex.assert_trees_all_equal(again.load(), loaded)
+
+
+@pytest.mark.parametrize("record_every", [0, 2, 6])
+def test_the_end_must_be_among_the_states_that_are_kept(tmp_path, record_every):
+    message = f"record_every must divide num_steps=3, got {record_every}"
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "store", record_every=record_every)
+    assert not list(tmp_path.iterdir())
+
+
+def test_shards_of_large_trajectories_hold_few(monkeypatch):
+    """12 weights and 4 losses, a teacher and a task of 3 numbers: 80 bytes."""
+    assert module.largest_shard(template(FAMILY, THETA_0, NUM_STEPS)) == 4
+    for most, expected in ((319, 3), (240, 3), (239, 2), (80, 1), (10, 1)):
+        monkeypatch.setattr(module, "_MOST_BYTES", most)
+        assert module.largest_shard(template(FAMILY, THETA_0, NUM_STEPS)) == expected
+    monkeypatch.setattr(module, "_MOST_BYTES", 80)
+    store = run(None, ("sgd:0.1",))
+    assert [len(store.shard(name)["losses"]) for name in store.shards()] == [1] * NUM_TASKS
