@@ -106,7 +106,7 @@ def _heads(sizes, windows, identity, seen, teacher, step, state, view) -> Heads:
     table = hk.get_parameter(
         "tokens",
         (num_places(windows), TOKEN_VECTOR),
-        init=hk.initializers.RandomNormal(0.5),
+        init=hk.initializers.RandomNormal(1.0),
     )
     place = jnp.concatenate(
         [jnp.asarray(table)[numbers.place], _where(windows.codec, numbers)], axis=-1
@@ -126,7 +126,8 @@ def _read_rows(
     """What every label says of every token of a window, averaged over the labels it belongs to.
 
     The whole network has a matrix from the condition to each position; here it is of low rank: what a
-    condition may say, times what a token listens to.
+    condition may say, times what a token listens to. A gradient is an outer product of inputs and what
+    flows back to a unit, so the inputs beside a weight are multiplied by what is known of its place.
 
     Args:
       h: `[size, width]` tokens.
@@ -142,8 +143,12 @@ def _read_rows(
     says = hk.Linear(_RANK * width, name="says")(condition).reshape(-1, _RANK, width)
     rows = h[None] + jnp.einsum("tr,lrw->ltw", listens, says) / np.sqrt(_RANK)
     if beside.shape[-1]:
-        rows += hk.Linear(width, with_bias=False, name="beside")(beside)
-    return jnp.einsum("l,ltw->tw", share, jax.nn.silu(rows))
+        gate = 1.0 + hk.Linear(width, name="gate")(place)
+        rows += gate[None] * hk.Linear(width, with_bias=False, name="beside")(beside)
+    rows = jax.nn.silu(rows)
+    scale, shift = jnp.split(hk.Linear(2 * width, name="modulation")(condition), 2, axis=-1)
+    told = hk.Linear(width, name="row")(rows) * (1.0 + scale[:, None]) + shift[:, None]
+    return jnp.einsum("l,ltw->tw", share, rows + jax.nn.silu(told))
 
 
 class WindowUNet(hk.Module):
