@@ -24,6 +24,8 @@ def table(rows: list[dict[str, Any]], *, whole: bool) -> str:
     for row in rows:
         if (row["window"] is None) == whole:
             groups.setdefault(row["num_weights"], {})[row["stage"]] = row
+    if not groups:
+        return "Not measured yet."
     lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
     for weights, stages in sorted(groups.items()):
         update = stages.get("train", {}).get("seconds")

@@ -21,6 +21,7 @@ QUICK = (
     "diffl2o",
     "diffl2o_ablations",
     "diffl2o_guidance",
+    "size",
 )
 
 
