@@ -23,10 +23,11 @@ from lohp_jax.diffusion.training import train_diffusion
 from lohp_jax.evaluation.scores import evaluate
 from lohp_jax.export import stream_weights, write_weights
 from lohp_jax.fitting import FitConfig, fit
-from lohp_jax.generation import generate, make_generator
+from lohp_jax.generation import familiarity, generate, make_generator
 from lohp_jax.methods.cloning import cloning
 from lohp_jax.methods.hypernetwork import hypernetwork, hypernetwork_regression
 from lohp_jax.methods.lohp import lo_op, lohp, lohp_consolidated, paper_literal
+from lohp_jax.methods.lohp_feedback import lohp_feedback
 from lohp_jax.methods.weight_diffusion import weight_diffusion
 from lohp_jax.networks.policy import NetworkConfig
 from lohp_jax.optimizers import (
@@ -41,7 +42,7 @@ from lohp_jax.optimizers import (
     sam,
     velo,
 )
-from lohp_jax.policy.config import HybridConfig
+from lohp_jax.policy.config import FeedbackConfig, HybridConfig
 from lohp_jax.problems import make_problem
 from lohp_jax.runs.config import RunConfig
 from lohp_jax.runs.loading import load
@@ -93,6 +94,7 @@ __all__ = [
     # methods
     "lohp",
     "lohp_consolidated",
+    "lohp_feedback",
     "lo_op",
     "paper_literal",
     "cloning",
@@ -101,11 +103,13 @@ __all__ = [
     "weight_diffusion",
     "NetworkConfig",
     "HybridConfig",
+    "FeedbackConfig",
     # from a family to weights, and what they are worth
     "fit",
     "FitConfig",
     "make_generator",
     "generate",
+    "familiarity",
     "evaluate",
     "write_weights",
     "stream_weights",

@@ -141,7 +141,7 @@ def fit(
     """
     described = describe_family(family)._asdict()
     method, config = lohp() if method is None else method, _make_config(settings)
-    check_window(family, config.channels, method.window)
+    check_method(method, family, config.channels)
     start_key, prepare_key, train_key = jax.random.split(key, 3)
     theta_0 = jax.jit(family.init)(start_key)
     kinds = make_teachers(teachers, config.num_steps, theta_0)
@@ -202,15 +202,17 @@ def count_states(num_steps: int, compression: int) -> int:
     return num_steps // compression + 1
 
 
-def check_window(family: TaskFamily, channels: int, window: int | None) -> None:
-    """Refuses a window before anything is computed.
+def check_method(method: Method, family: TaskFamily, channels: int) -> None:
+    """Whether a method can serve a family, before anything is computed.
 
-    Raises: ValueError for one that no tokens of the family's weights fill.
+    Raises: ValueError where it cannot, or for a window that no tokens of the family's weights fill.
     """
-    if window is not None:
+    if method.check is not None:
+        method.check(family)
+    if method.window is not None:
         shapes = jax.eval_shape(family.init, jax.random.key(0))
         codec = make_codec(shapes, channels=channels, class_axes=family.class_axes)
-        make_windows(codec, window)
+        make_windows(codec, method.window)
 
 
 def gather(

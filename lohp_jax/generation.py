@@ -79,6 +79,33 @@ def _generate(generator, context, key, temperature, num_samples, num_steps, guid
     )
 
 
+def familiarity(generator: Generator, context: PyTree) -> jax.Array:
+    """How familiar a task is to a generator that measures it, e.g. `lohp_feedback`: to abstain by.
+
+    Args:
+      generator: of a method with `appraise`.
+      context: as for `generate`.
+
+    Returns: scalar in (0, 1]; on tasks like the training tasks it is spread evenly, so that abstaining
+      below .05 refuses one of twenty of them, and near 0 on others.
+
+    Raises: ValueError for a generator that does not measure it, or a context that does not fit.
+    """
+    if generator.appraise is None:
+        raise ValueError(
+            "familiarity: expected a generator that measures how familiar a task is, e.g. of "
+            "lohp(feedback='gradient'); this one does not."
+        )
+    if generator.check is not None:
+        generator.check(context)
+    return _familiarity(generator, context)
+
+
+@jax.jit
+def _familiarity(generator, context):
+    return generator.appraise(generator.params, context, jax.random.key(0))["familiarity"]
+
+
 def make_generator(
     method: Method, space: Space, params: PyTree, config: Any = None, *, name: str = ""
 ) -> Generator:
@@ -108,6 +135,9 @@ def make_generator(
     def apply(params, context, key, **options):
         return jax.tree.map(lambda leaf: leaf[-1], path(params, context, key, **options))
 
+    def appraise(params, context, key):
+        return method.appraise(params, canonical_order(family, context)[0], key)
+
     return Generator(
         apply,
         params,
@@ -115,6 +145,9 @@ def make_generator(
         config=config,
         check=support_of(family).check,
         path=path,
+        gradients=method.gradients,
+        forward_passes=method.forward_passes,
+        appraise=None if method.appraise is None else appraise,
         pieces=None if method.windowed is None else _make_pieces(method.windowed, space),
     )
 

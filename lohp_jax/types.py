@@ -330,6 +330,15 @@ class Method:
       bind: `(space) -> Method` with the three functions.
       starts_from: the method that is trained first and whose params this one goes on from.
       share: updates, as a share of those asked for.
+      check: `(family) -> None`, raises ValueError for a family that it cannot serve, before anything is
+        prepared; None for a method that takes any.
+      calibrate: `(params, contexts) -> params`, after the last update, from contexts of training tasks
+        with a leading axis; None for a method that measures nothing against them.
+      appraise: `(params, context, key) -> dict` of scalars that say what a walk met: at least
+        `familiarity`, in (0, 1]; None for a method that knows no such thing.
+      gradients: of the task's loss, that a walk of all steps evaluates.
+      forward_passes: evaluations without a gradient, of the method's network or of the task's loss, of a
+        walk of all steps.
       config: JSON values that say how it was made; saved in every checkpoint.
       window: tokens that it sees at once; None for the whole network.
       windowed: what it does with a window, once bound.
@@ -342,6 +351,11 @@ class Method:
     bind: Callable[[Space], "Method"] | None = None
     starts_from: "Method | None" = None
     share: float = 1.0
+    check: Callable[[TaskFamily], None] | None = None
+    calibrate: Callable[[PyTree, PyTree], PyTree] | None = None
+    appraise: Callable[..., dict[str, jax.Array]] | None = None
+    gradients: int = 0
+    forward_passes: int = 0
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     window: int | None = None
     windowed: Windowed | None = None
@@ -356,7 +370,12 @@ class Method:
             raise ValueError(f"Method {self.name!r}: share must be positive, got {self.share}.")
 
     def bound(self, space: Space) -> "Method":
-        """The method with its three functions, in a space."""
+        """The method with its three functions, in a space.
+
+        Raises: ValueError for a family that the method cannot serve.
+        """
+        if self.check is not None:
+            self.check(space.family)
         return self if self.bind is None else self.bind(space)
 
 
@@ -390,6 +409,9 @@ class Generator:
       path: like `apply`, but returns the weights at every step with a leading axis; None for
         generators that take none.
       gradients: gradient evaluations that it spends on a task.
+      forward_passes: evaluations without a gradient, of its own network or of the task's loss, that it
+        spends on a task.
+      appraise: `(params, context, key) -> dict` of scalars, see `Method`; None where there is none.
       pieces: makes the same weights a part at a time, for `stream_weights`; None where it cannot.
     """
 
@@ -402,4 +424,8 @@ class Generator:
     )
     path: Callable[..., Params] | None = dataclasses.field(default=None, metadata={"static": True})
     gradients: int = dataclasses.field(default=0, metadata={"static": True})
+    forward_passes: int = dataclasses.field(default=0, metadata={"static": True})
+    appraise: Callable[..., dict[str, jax.Array]] | None = dataclasses.field(
+        default=None, metadata={"static": True}
+    )
     pieces: Pieces | None = dataclasses.field(default=None, metadata={"static": True})

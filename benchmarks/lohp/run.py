@@ -42,22 +42,22 @@ SETTINGS: dict[str, list[str]] = {
 RESULTS = pathlib.Path(__file__).with_name("results.json")
 
 
-def run(setting: str, seed: int, out: pathlib.Path) -> dict:
-    """Results of one setting and seed, from disk if they are there."""
-    directory = out / f"{setting}-{seed}"
+def run(arguments: list[str], seed: int, directory: pathlib.Path) -> dict:
+    """Results of `lohp run` with these arguments and seed, from disk if they are there."""
     if not (directory / "results.json").exists():
-        fresh = ["--seed", str(seed), *SETTINGS[setting]]
+        fresh = ["--seed", str(seed), *arguments]
         options = ["--resume"] if (directory / "config.json").exists() else fresh
         subprocess.run(["lohp", "run", "--out", str(directory), *options], check=True)
     return json.loads((directory / "results.json").read_text())
 
 
-def summarise(results: list[dict]) -> list[dict]:
-    """Mean and standard deviation over seeds of each method, best first."""
+def summarise(results: list[dict], split: str = "held_out") -> list[dict]:
+    """Mean and standard deviation over seeds of each method on tasks of a split, best first."""
     rows = collections.defaultdict(list)
     for result in results:
         for row in result["rows"]:
-            rows[row["method"]].append(row)
+            if row["split"] == split:
+                rows[row["method"]].append(row)
     table = [
         {
             "method": method,
@@ -84,7 +84,10 @@ def main() -> None:
     summary = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
     pool = concurrent.futures.ThreadPoolExecutor(arguments.jobs)
     running = {
-        setting: [pool.submit(run, setting, seed, arguments.out) for seed in range(arguments.seeds)]
+        setting: [
+            pool.submit(run, SETTINGS[setting], seed, arguments.out / f"{setting}-{seed}")
+            for seed in range(arguments.seeds)
+        ]
         for setting in arguments.settings
     }
     for setting in arguments.settings:

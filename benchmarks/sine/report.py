@@ -20,6 +20,8 @@ NAMES = {
     "teacher": "teacher, Adam on a hundred points",
     "lohp": "**Lo-Hp**",
     "lohp_consolidated": "**Lo-Hp, consolidated with the task loss**",
+    "lohp_feedback_5": "**Lo-Hp with feedback**",
+    "lohp_feedback_10": "**Lo-Hp with feedback**",
 }
 
 

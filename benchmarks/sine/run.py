@@ -31,6 +31,8 @@ METHODS = {
     "hypernetwork": lj.hypernetwork(network=NETWORK),
     "hypernetwork_regression": lj.hypernetwork_regression(network=NETWORK),
     "lohp_consolidated": lj.lohp_consolidated(network=NETWORK),
+    "lohp_feedback_5": lj.lohp_feedback(network=NETWORK),
+    "lohp_feedback_10": lj.lohp_feedback(network=NETWORK),
 }
 FIT = {
     "num_tasks": 500,
@@ -39,6 +41,8 @@ FIT = {
     "updates": 1000,
     "learning_rate": 1e-3,
 }
+COMPRESSION = {"lohp_feedback_5": 20, "lohp_feedback_10": 10}
+"""Of closed loops, which spend a gradient in each of their 5 or 10 steps."""
 TEACHER = "adam:0.01"
 
 
@@ -90,10 +94,11 @@ def generator_rows(name: str, shots: int, seeds: int, num_tasks: int) -> list[di
     family = sine_regression(shots=shots)
     tasks, contexts = rivals.tasks_and_contexts(family, jax.random.key(100), "held_out", num_tasks)
     rows = []
+    settings = FIT | {"compression": COMPRESSION.get(name, FIT["compression"])}
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as directory:
             key = jax.random.key(seed)
-            fitting = {"teachers": TEACHER, "directory": directory, **FIT}
+            fitting = {"teachers": TEACHER, "directory": directory, **settings}
             generator = lj.fit(family, METHODS[name], key=key, **fitting)
             generators = {name: generator}
             if METHODS[name].starts_from is not None:
@@ -103,7 +108,7 @@ def generator_rows(name: str, shots: int, seeds: int, num_tasks: int) -> list[di
             producer = make_producer(from_generator(generator))
             weights = producer.many(contexts, jax.random.split(key, num_tasks))
             objective = scores(family, weights, tasks).mean()
-            rows.append(rivals.as_row(method, 0, FIT, seed, objective))
+            rows.append(rivals.as_row(method, generator.gradients, settings, seed, objective))
             print(f"K = {shots}, seed {seed}: {method} {objective:.4f}", flush=True)
     return rows
 

@@ -13,7 +13,7 @@ from lohp_jax.tasks.support import support_of
 from lohp_jax.trajectories.rollout import over_tasks, rollout
 from lohp_jax.types import Generator, Params, PyTree, TaskFamily
 
-LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 NUM_STEPS = 600
 _RECORD_EVERY = 10
 
@@ -82,8 +82,15 @@ def adam_on_support(family: TaskFamily, theta_0: Params, tuned: Tuned) -> Genera
     )
 
 
-def tune(family: TaskFamily, theta_0: Params, data: PyTree, contexts: PyTree) -> Tuned:
-    """Picks learning rate and number of steps by the mean query score on training tasks.
+def tune(
+    family: TaskFamily,
+    theta_0: Params,
+    data: PyTree,
+    contexts: PyTree,
+    *,
+    num_steps: int | None = None,
+) -> Tuned:
+    """Picks the learning rate, and the number of steps, by the mean query score on training tasks.
 
     The query examples are those that also score held-out tasks, which favours this baseline: no
     generator was tuned on them.
@@ -93,13 +100,13 @@ def tune(family: TaskFamily, theta_0: Params, data: PyTree, contexts: PyTree) ->
       theta_0: the shared start.
       data: training tasks, leading axis R.
       contexts: their contexts, leading axis R.
+      num_steps: how many steps it is to be; None picks one, up to `NUM_STEPS`.
     """
     description = describe_family(family)
+    last, every = (NUM_STEPS, _RECORD_EVERY) if num_steps is None else (num_steps, num_steps)
 
     def scores(rate, data, context):
-        states = adapt(
-            family, theta_0, context, rate, num_steps=NUM_STEPS, record_every=_RECORD_EVERY
-        )
+        states = adapt(family, theta_0, context, rate, num_steps=last, record_every=every)
         return jax.vmap(lambda p: family.evaluate(p, data)[description.measure])(states)
 
     @jax.jit
@@ -109,6 +116,9 @@ def tune(family: TaskFamily, theta_0: Params, data: PyTree, contexts: PyTree) ->
     table = jnp.stack([by_rate(rate) for rate in LEARNING_RATES])
     worst = -jnp.inf if description.higher_is_better else jnp.inf
     table = jnp.where(jnp.isfinite(table), table, worst)
+    if num_steps is not None:
+        table = table[:, 1:]  # it is not to stay at the start
     best = jnp.argmax(table) if description.higher_is_better else jnp.argmin(table)
     rate, step = jnp.unravel_index(best, table.shape)
-    return Tuned(LEARNING_RATES[int(rate)], max(1, int(step)) * _RECORD_EVERY)
+    steps = num_steps or max(1, int(step)) * every
+    return Tuned(LEARNING_RATES[int(rate)], steps)

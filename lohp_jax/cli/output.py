@@ -36,7 +36,8 @@ def print_results(results: dict[str, Any], as_json: bool) -> None:
     for column in ("method", measure, "worst task", "gradients", "ms each"):
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     digits = ".3f" if measure == "accuracy" else ".3g"
-    for row in sorted(results["rows"], key=lambda row: sign * row[measure]):
+    unseen = [row for row in results["rows"] if row["split"] == "held_out"]
+    for row in sorted(unseen, key=lambda row: sign * row[measure]):
         table.add_row(
             row["method"],
             f"{row[measure]:{digits}} ± {row[f'{measure}_std'] / row['num_tasks'] ** 0.5:{digits}}",

@@ -18,6 +18,7 @@ def figures(
     generators: dict[str, Generator],
     tasks: TaskBatch,
     *,
+    main: str,
     codec: Codec,
     teacher: str,
     taught: Trajectory,
@@ -27,8 +28,10 @@ def figures(
 
     Args:
       family: the tasks.
-      generators: what is drawn, by name; those without a `path` are left out.
+      generators: what is drawn, by name; left out are those without a `path` and, but for `main`, those
+        that take another number of steps than the teacher has matched states.
       tasks: held-out tasks, leading axis R.
+      main: name of the generator of which more is drawn than the score by step.
       codec: standardised tokens.
       teacher: name of the imitated teacher's row.
       taught: its trajectories on the tasks, leading axis R.
@@ -36,7 +39,7 @@ def figures(
 
     Returns: `projection`, paths of a few tasks in the two principal components of all teacher states;
       `cosine`, of every generated step with the teacher's at the same place, of generators that make
-      as many; `score_by_step`, the accuracy or objective.
+      as many; `score_by_step`, the accuracy or objective, and the `gradients` spent so far.
     """
     matched = jax.tree.map(lambda leaf: leaf[:, ::compression], taught.states)
     theirs = _tokens(codec, matched)
@@ -47,10 +50,15 @@ def figures(
             continue
         path = jax.jit(jax.vmap(functools.partial(generator.path, generator.params)))
         generated = path(tasks.contexts, tasks.keys)
+        num_states = jax.tree.leaves(generated)[0].shape[1]
+        if name != main and num_states != theirs.shape[1]:
+            continue
         by_step[name] = _by_step(family, generated, tasks, compression)
-        paths[name] = _tokens(codec, generated)
-        if paths[name].shape == theirs.shape:
-            cosines[name] = _cosines(paths[name], theirs).tolist()
+        by_step[name]["gradients"] = np.linspace(0, generator.gradients, num_states).tolist()
+        if name == main:
+            paths[name] = _tokens(codec, generated)
+            if paths[name].shape == theirs.shape:
+                cosines[name] = _cosines(paths[name], theirs).tolist()
     return {
         "projection": _project(paths, theirs),
         "cosine": cosines,

@@ -19,6 +19,7 @@ from lohp_jax.evaluation.standings import (
     Score,
     Standings,
     held_out,
+    integer,
     score_text,
     significant,
     spreads,
@@ -69,17 +70,20 @@ def draw_plots(directory: pathlib.Path, standings: Standings) -> list[tuple[Plot
 
     file = directory / "figures.json"
     figures = read_json(file) if file.exists() else {}
-    projection, cosine, by_step = (
-        section(figures, key, str(file)) for key in ("projection", "cosine", "score_by_step")
+    projection, cosine, by_step, familiar = (
+        section(figures, key, str(file))
+        for key in ("projection", "cosine", "score_by_step", "familiarity")
     )
     lines = read_json_lines(directory / "metrics.jsonl")
-    colors = _colors(standings, [str(field(line, "method", where)) for where, line in lines])
+    colors = colors_of(standings, [str(field(line, "method", where)) for where, line in lines])
     with matplotlib.style.context(["default", STYLE]):
         plots = [
             _plot_scores(standings, colors),
             _plot_trajectories(projection, f"{file}, projection", teachers(standings)),
             _plot_cosine(cosine, f"{file}, cosine", colors),
             _plot_score_by_step(by_step, f"{file}, score_by_step", standings, colors),
+            plot_gradients(by_step, f"{file}, score_by_step", standings, colors),
+            *plot_trust(familiar, f"{file}, familiarity"),
             _plot_curves(lines, "loss", colors),
             _plot_curves(lines, "progress", colors),
         ]
@@ -108,7 +112,7 @@ def _legend(figure: Any) -> None:
     figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2)
 
 
-def _colors(standings: Standings, trained: list[str]) -> dict[str, str]:
+def colors_of(standings: Standings, trained: list[str]) -> dict[str, str]:
     """A colour for every method: its own for those that are trained, a grey for the others."""
     known = {score.method: score.kind for score in standings.scores}
     generators = [method for method, kind in known.items() if kind == "generator"]
@@ -315,6 +319,102 @@ def _plot_score_by_step(
         "Mean over unseen tasks; the band is one standard deviation. A generated step counts as "
         "the optimizer steps that it stands for.",
     )
+
+
+def plot_gradients(
+    curves: dict[str, Any], where: str, standings: Standings, colors: dict[str, str]
+) -> Plot:
+    """Break-even: what a gradient on a new task buys, for generators and for optimizers."""
+    measure = standings.measure
+    title = f"{measure.name.capitalize()} by gradients spent"
+    scores = [s for s in held_out(standings) if not math.isnan(s.gradients)]
+    if not scores:
+        return Plot(title, None, "", f"results.json has no {measure.name} with its gradients.")
+    figure, axes = make_axes(height=4.2)
+    lines = _lines_by_gradients(scores, curves, where)
+    for name, points in lines.items():
+        dotted = name not in curves
+        style = {"linestyle": ":" if dotted else "-", "color": colors[name]}
+        axes.plot(*points.T, marker=".", label=name, **style)
+    for score in scores:
+        if not any(score.method.startswith(name) for name in lines):
+            marker = "x" if score.kind == "teacher" else "o"
+            axes.plot(score.gradients, score.value, marker, color=colors[score.method])
+            place = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7}
+            axes.annotate(score.method, (score.gradients, score.value), **place)
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xlim(left=-0.1)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("gradients spent on a new task")
+    label = f"{measure.name} on unseen tasks"
+    if measure is not ACCURACY:
+        values = np.array([s.value for s in scores])
+        label += f" ({_set_log_scale(axes, 'y', values, np.zeros(len(values)))} scale)"
+    axes.set_ylabel(label)
+    if lines:
+        _legend(figure)
+    told = "; ".join(
+        f"{s.method} {value_text(s.value, measure)} after {integer(s.gradients)}" for s in scores
+    )
+    return Plot(
+        title,
+        figure,
+        f"{measure.name.capitalize()} and gradients spent: {told}.",
+        "A dot is a method, a cross a teacher, which sees more than the others. A full line follows a "
+        "walk that spends a gradient at each of its steps, a dotted one an optimizer on what generators "
+        "see, tuned for each number of steps.",
+    )
+
+
+def _lines_by_gradients(
+    scores: list[Score], curves: dict[str, Any], where: str
+) -> dict[str, np.ndarray]:
+    """`[S, 2]` gradients and score: of walks that spend some, of optimizers at several numbers."""
+    lines = {}
+    for name, curve in curves.items():
+        at = f"{where}[{name!r}]"
+        if any(s.method == name and s.gradients > 0 and s.kind != "teacher" for s in scores):
+            gradients = array(curve, "gradients", at, (None,))
+            lines[name] = np.stack([gradients, array(curve, "mean", at, gradients.shape)], axis=1)
+    for score in scores:
+        several = [s for s in scores if s.method.startswith(f"{score.method}_")]
+        if score.kind == "baseline" and several:
+            points = sorted((s.gradients, s.value) for s in (score, *several))
+            lines[score.method] = np.array(points)
+    return lines
+
+
+def plot_trust(familiar: dict[str, Any], where: str) -> list[Plot]:
+    """How far generators trust what they learned, by how far a task is from what they learned on."""
+    plots = []
+    for method, splits in familiar.items():
+        figure, axes = make_axes()
+        means = []
+        for split, words, color in (
+            ("train", "tasks of the training split", _GENERATOR_COLORS[0]),
+            ("held_out", "unseen tasks", _GENERATOR_COLORS[3]),
+        ):
+            at = f"{where}[{method!r}][{split!r}]"
+            points = field(splits, split, f"{where}[{method!r}]", dict)
+            distance = array(points, "distance", at, (None,))
+            shown = "trust" if "trust" in points else "familiarity"
+            trust = array(points, shown, at, distance.shape)
+            axes.plot(distance, trust, "o", markersize=3, alpha=0.5, color=color, label=words)
+            means.append(f"{trust.mean():.2f} on {words}")
+        axes.set_xlabel("distance to the nearest training task (root mean square)")
+        axes.set_ylabel(f"{shown} in the condition" if shown == "trust" else shown)
+        axes.set_ylim(-0.05, 1.05)
+        _legend(figure)
+        plots.append(
+            Plot(
+                f"Trust of {method} in the condition",
+                figure,
+                f"Trust against distance, on average {' and '.join(means)}.",
+                "1: the walk follows what the condition says beside the rule for every weight; 0: the "
+                "rule alone. Tasks are compared by the summaries of their examples.",
+            )
+        )
+    return plots
 
 
 _CURVE_CAPTIONS = {

@@ -90,6 +90,7 @@ def _methods_table(compared: Standings) -> str:
         "± is",
         "Worst task",
         "Gradients<br>per task",
+        "Forward passes<br>per task",
         "Latency (ms),<br>batch 1",
         "Latency (ms),<br>batched, per network",
     )
@@ -109,6 +110,7 @@ def _method_cells(score: Score, compared: Standings) -> list[str]:
         score.spread_of,
         value_text(score.worst, compared.measure),
         integer(score.gradients),
+        integer(score.forward_passes),
         significant(score.latency),
         significant(score.latency_batch),
     ]

@@ -74,9 +74,11 @@ def evaluate(
             measure,
             scores(family, weights, tasks.data),
             gradients=generator.gradients,
+            forward_passes=generator.forward_passes,
             latency=latency(producer, tasks.contexts, tasks.keys),
             split=split,
         )
+        row |= met(appraise(generator, tasks))
         rows.append(row)
     return {"family": family.name, "measure": measure, "rows": rows}
 
@@ -140,6 +142,22 @@ def teacher(family: TaskFamily, optimizer: Any, theta_0: Params, num_steps: int)
     return make_producer(produce, over_tasks)
 
 
+def appraise(generator: Generator, tasks: TaskBatch) -> dict[str, np.ndarray]:
+    """What walks met, see `Method.appraise`: `[R]` numbers by name; empty where it tells nothing."""
+    if generator.appraise is None:
+        return {}
+    one = functools.partial(generator.appraise, generator.params)
+    return jax.device_get(jax.jit(jax.vmap(one))(tasks.contexts, tasks.keys))
+
+
+def met(appraised: dict[str, np.ndarray]) -> dict[str, float]:
+    """What a row tells of it: means over the tasks; of `fallbacks`, which are counted, the sum."""
+    return {
+        name: float(values.sum() if name == "fallbacks" else values.mean())
+        for name, values in appraised.items()
+    }
+
+
 def make_row(
     method: str,
     kind: Kind,
@@ -148,6 +166,7 @@ def make_row(
     values: np.ndarray,
     *,
     gradients: int,
+    forward_passes: int = 0,
     latency: tuple[float, float],
     split: Split = "held_out",
 ) -> dict[str, Any]:
@@ -160,6 +179,7 @@ def make_row(
       measure: "accuracy" or "objective", what the scores are.
       values: `[R]` scores.
       gradients: gradient evaluations spent on a new task.
+      forward_passes: evaluations without a gradient spent on a new task.
       latency: median milliseconds per network, alone and in a batch.
       split: of the tasks.
     """
@@ -176,6 +196,7 @@ def make_row(
         "latency_ms_p50": latency[0],
         "latency_ms_p50_batch": latency[1],
         "gradients": gradients,
+        "forward_passes": forward_passes,
     }
 
 

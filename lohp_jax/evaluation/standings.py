@@ -48,6 +48,7 @@ class Score(NamedTuple):
     worst: float
     num_tasks: float
     gradients: float
+    forward_passes: float
     latency: float
     latency_batch: float
 
@@ -177,6 +178,7 @@ def _score(
         worst=float(measure.sign * (measure.sign * worst).min()),
         num_tasks=float(num_tasks.min()),
         gradients=float(column("gradients").mean()),
+        forward_passes=float(column("forward_passes").mean()),
         latency=float(column("latency_ms_p50").mean()),
         latency_batch=float(column("latency_ms_p50_batch").mean()),
     )

@@ -56,6 +56,7 @@ def policy_method(
             init=lambda key, example: policy.network.init(key, example.context),
             loss=make_loss(policy, space),
             walk=functools.partial(walk, policy, space.teacher, sampler),
+            forward_passes=policy.num_steps,
             bind=None,
         )
         if policy.windows is None:

@@ -2,14 +2,19 @@
 
 import dataclasses
 import functools
+from typing import Literal, get_args
 
+from lohp_jax.checks import check_option
 from lohp_jax.methods.cloning import cloning_loss
 from lohp_jax.methods.common import policy_method, settings, weighted
 from lohp_jax.methods.hypernetwork import task_loss
+from lohp_jax.methods.lohp_feedback import lohp_feedback
 from lohp_jax.networks.policy import NetworkConfig
-from lohp_jax.policy.config import PAPER_LITERAL, HybridConfig
+from lohp_jax.policy.config import PAPER_LITERAL, FeedbackConfig, HybridConfig
 from lohp_jax.policy.hybrid import hybrid_loss
 from lohp_jax.types import Method
+
+Feedback = Literal["none", "loss", "gradient"]
 
 
 def lohp(
@@ -17,6 +22,7 @@ def lohp(
     network: NetworkConfig = NetworkConfig(),
     balance: HybridConfig = HybridConfig(),
     anchor: float = 0.0,
+    feedback: Feedback = "none",
 ) -> Method:
     """Lo-Hp in its well-posed form.
 
@@ -24,10 +30,21 @@ def lohp(
       network: sizes of the policy network.
       balance: the objective.
       anchor: weight of the likelihood of stored transitions, added to the objective.
+      feedback: "gradient" or "loss": what of the context loss the policy sees at its states, as in
+        `lohp_feedback`, which has more settings; "none" for a policy that looks at the task once.
+
+    Raises: ValueError for another `feedback`, or for feedback with an anchor.
 
     >>> lohp(network=NetworkConfig(widths=(16, 32))).name
     'lohp'
     """
+
+    check_option("lohp", "feedback", feedback, get_args(Feedback))
+    if feedback != "none":
+        if anchor:
+            raise ValueError(f"lohp: anchor must be 0 with feedback, got {anchor}.")
+        loop = FeedbackConfig(sees=feedback)
+        return lohp_feedback(network=network, balance=balance, loop=loop)
 
     def make_loss(policy, space):
         hybrid = functools.partial(hybrid_loss, policy)

@@ -1,12 +1,14 @@
 """Training of a method on stored trajectories: one pure update, and the engine around it."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from lohp_jax.methods.step import TrainState, draw_batches, example_at, make_update
 from lohp_jax.methods.windows import check_dataset, read_windows, window_chances
+from lohp_jax.policy.feedback import NUM_KNOWN
 from lohp_jax.training import engine
 from lohp_jax.training.distributed import Strategy
 from lohp_jax.training.gradient import scheduled_adam
@@ -113,6 +115,7 @@ def make_training(
     """
     init_key, batch_key = jax.random.split(key)
     method, updates = method.bound(space), num_updates(method, config.updates)
+    finish_key = jax.random.fold_in(batch_key, updates)  # of a step that no batch is drawn for
     check_dataset(method, dataset)
     rows = dataset.rows if isinstance(dataset, WindowDataset) else dataset
     optimizer = scheduled_adam(
@@ -125,6 +128,13 @@ def make_training(
         if params is None:
             params = method.init(key, example_at(space.family, dataset, 0, key))
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    def finish(state, dataset):
+        index = jax.random.randint(finish_key, (NUM_KNOWN,), 0, len(dataset.teacher))
+        keys = jax.random.split(finish_key, NUM_KNOWN)
+        example = functools.partial(example_at, space.family, dataset)
+        contexts = jax.vmap(lambda row, key: example(row, key).context)(index, keys)
+        return state._replace(params=method.calibrate(state.params, contexts))
 
     def draw(first_step, count):
         sizes = {"num_steps": count, "batch_size": config.batch_size}
@@ -139,6 +149,7 @@ def make_training(
         make_update(space.family, method.loss, optimizer),
         draw,
         updates,
+        finish=None if method.calibrate is None else finish,
         start_from=(init_key, params, rows),
         replicated=(rows,),
         log_every=config.log_every,

@@ -113,13 +113,37 @@ def make_policy_network(
     sizes = Sizes(config, num_steps, num_teachers, step_features)
     facts = _Facts.of(codec, start)
 
-    transformed = _transform(sizes, facts)
-    embed_fn, heads_fn = transformed.apply
-
     def seen_by_inputs(context):
         if inputs is None:
             return jnp.zeros((*facts.features.shape[:2], 0))
         return where_read(codec, inputs(context))
+
+    return put_together(
+        encoder,
+        _transform(sizes, facts),
+        num_steps,
+        seen_by_inputs,
+        lambda seen, keep: (keep * seen,),
+    )
+
+
+def put_together(
+    encoder: Encoder,
+    transformed: hk.MultiTransformed,
+    num_steps: int,
+    see: Callable[[PyTree], PyTree],
+    keep_seen: Callable[[PyTree, jax.Array], tuple[PyTree, ...]],
+) -> PolicyNetwork:
+    """A network from its encoder and its two functions over tokens.
+
+    Args:
+      encoder: reads a context.
+      transformed: `init(read, seen)` and `apply = (embed, heads)`.
+      num_steps: N.
+      see: `(context) -> seen`, what stands beside the encoder's reading.
+      keep_seen: `(seen, keep) ->` what follows the embedding in that of `PolicyNetwork.encode`.
+    """
+    embed_fn, heads_fn = transformed.apply
 
     def init(key, context):
         encoder_key, key = jax.random.split(key)
@@ -127,13 +151,13 @@ def make_policy_network(
         read = encoder.apply(encoder_params, context)
         return {
             "encoder": encoder_params,
-            "network": transformed.init(key, read, seen_by_inputs(context)),
+            "network": transformed.init(key, read, see(context)),
             "log_coefficient": jnp.zeros(num_steps),
         }
 
     def encode(params, context, keep):
         read = encoder.apply(params["encoder"], context)
-        return embed_fn(params["network"], read, keep), keep * seen_by_inputs(context)
+        return embed_fn(params["network"], read, keep), *keep_seen(see(context), keep)
 
     return PolicyNetwork(
         init,

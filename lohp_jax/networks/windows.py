@@ -26,6 +26,7 @@ from lohp_jax.networks.policy import (
     Sizes,
     condition_rows,
     embed_rows,
+    put_together,
 )
 from lohp_jax.types import Codec, Encoder, PyTree, View, Windows
 from lohp_jax.windows import Numbers, num_places, numbers_in
@@ -50,31 +51,12 @@ def make_window_network(
 ) -> PolicyNetwork:
     """As `make_policy_network`, for windows; `heads` takes their `View` as its last argument."""
     sizes = Sizes(config, num_steps, num_teachers, step_features)
-    transformed = _transform(sizes, windows, _sketch(windows.codec, start))
-    embed_fn, heads_fn = transformed.apply
-
-    def averages(context):
-        return None if inputs is None else inputs(context)
-
-    def init(key, context):
-        encoder_key, key = jax.random.split(key)
-        encoder_params = encoder.init(encoder_key, context)
-        read = encoder.apply(encoder_params, context)
-        return {
-            "encoder": encoder_params,
-            "network": transformed.init(key, read, averages(context)),
-            "log_coefficient": jnp.zeros(num_steps),
-        }
-
-    def encode(params, context, keep):
-        read = encoder.apply(params["encoder"], context)
-        return embed_fn(params["network"], read, keep), averages(context), jnp.float32(keep)
-
-    return PolicyNetwork(
-        init,
-        encode,
-        lambda params, *seen: heads_fn(params["network"], *seen),
-        lambda params: jnp.append(params["log_coefficient"], 0.0),
+    return put_together(
+        encoder,
+        _transform(sizes, windows, _sketch(windows.codec, start)),
+        num_steps,
+        lambda context: None if inputs is None else inputs(context),
+        lambda averages, keep: (averages, jnp.float32(keep)),
     )
 
 

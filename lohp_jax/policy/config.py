@@ -7,6 +7,8 @@ from lohp_jax.checks import check_option
 
 Reward = Literal["matched", "end"]
 Backward = Literal["bridge", "learned"]
+Sees = Literal["gradient", "loss"]
+Objective = Literal["balance", "likelihood", "task_loss"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,43 @@ class HybridConfig:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         if not self.off_policy + self.on_policy > 0:
             raise ValueError("off_policy and on_policy must not both be zero.")
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedbackConfig:
+    """The closed loop: what a policy sees of the task at each of its states, and whom it follows."""
+
+    sees: Sees = "gradient"
+    """"gradient" and value of the context loss; or "loss", its value alone, without a gradient."""
+    objective: Objective = "balance"
+    """What it is trained by: the balance objective, the likelihood of stored transitions, or the task
+    loss of what it generates."""
+    widths: tuple[int, ...] = (48, 48)
+    """Hidden layers of the rule that all weights share."""
+    rule_alone: float = 1.0
+    """Weight of the objective of the rule alone, beside that of the condition with or without it."""
+    condition_alone: float = 0.3
+    """Share of examples that follow the condition without the rule, as the gate's walk does."""
+    level: float = 0.05
+    """The condition is trusted fully on tasks more familiar than this share of the training tasks."""
+
+    def __post_init__(self):
+        check_option("FeedbackConfig", "sees", self.sees, get_args(Sees))
+        check_option("FeedbackConfig", "objective", self.objective, get_args(Objective))
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"widths must be positive and at least one, got {self.widths}.")
+        if not self.rule_alone > 0:
+            raise ValueError(
+                f"rule_alone must be positive, got {self.rule_alone}: on unfamiliar tasks the rule "
+                "walks alone, so it must learn to."
+            )
+        if not 0 < self.condition_alone < 1:
+            raise ValueError(
+                "condition_alone must lie between 0 and 1, both excluded, got "
+                f"{self.condition_alone}: the condition walks with the rule, and alone for the gate."
+            )
+        if not 0 < self.level <= 1:
+            raise ValueError(f"level must be in (0, 1], got {self.level}.")
 
 
 PAPER_LITERAL = HybridConfig(

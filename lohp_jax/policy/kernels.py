@@ -28,6 +28,8 @@ class Policy(NamedTuple):
       codec: tokens to weights.
       config: the objective that fixes the kernels.
       num_steps: N.
+      keep: `(key) -> keep`, draws what `network.encode` is told to keep of an example in training; None
+        for 0 with the probability of `condition_dropout` and 1 otherwise.
       windows: how the network sees tokens; None for all at once.
       start: `[length, channels]` tokens of theta_0, scaled to about 1.
     """
@@ -36,6 +38,7 @@ class Policy(NamedTuple):
     codec: Codec
     config: HybridConfig
     num_steps: int
+    keep: Callable[[jax.Array], PyTree] | None = None
     windows: Windows | None = None
     start: np.ndarray | None = None
 
@@ -57,12 +60,9 @@ def make_policy(
       num_steps: N; None for that of the space.
       step_features: of `make_policy_network`.
     """
-    unit = jax.tree.map(
-        lambda p: p / jnp.maximum(jnp.sqrt(jnp.mean(p**2)), jnp.finfo(p.dtype).tiny), space.theta_0
-    )
     support = support_of(space.family)
     num_steps = space.num_steps if num_steps is None else num_steps
-    start, windows = space.codec.lay_out(unit), None
+    start, windows = unit_start(space), None
     parts = {"encoder": support.encode(network.embedding), "inputs": support.inputs}
     parts |= {"num_teachers": space.num_teachers, "step_features": step_features}
     if network.window is None:
@@ -70,7 +70,16 @@ def make_policy(
     else:
         windows, start = make_windows(space.codec, network.window), np.asarray(start)
         built = make_window_network(windows, network, start, num_steps=num_steps, **parts)
-    return Policy(built, space.codec, config, num_steps, windows, start)
+    return Policy(built, space.codec, config, num_steps, windows=windows, start=start)
+
+
+def unit_start(space: Space) -> jax.Array:
+    """`[length, channels]` tokens of theta_0, every leaf scaled to a root mean square of 1."""
+
+    def scaled(p):
+        return p / jnp.maximum(jnp.sqrt(jnp.mean(p**2)), jnp.finfo(p.dtype).tiny)
+
+    return space.codec.lay_out(jax.tree.map(scaled, space.theta_0))
 
 
 class Kernel(NamedTuple):
@@ -87,8 +96,11 @@ def widths(policy: Policy) -> jax.Array:
 
 def embed(policy: Policy, params: PyTree, context: PyTree, key: jax.Array) -> PyTree:
     """Embedding of a context in training, now and then that of no context at all."""
-    keep = jax.random.bernoulli(key, 1 - policy.config.condition_dropout)
-    return policy.network.encode(params, context, keep.astype(jnp.float32))
+    if policy.keep is None:
+        kept = jax.random.bernoulli(key, 1 - policy.config.condition_dropout).astype(jnp.float32)
+    else:
+        kept = policy.keep(key)
+    return policy.network.encode(params, context, kept)
 
 
 def forward_kernel(policy: Policy, heads: Heads, step: jax.Array, state: jax.Array) -> Kernel:

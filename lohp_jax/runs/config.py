@@ -14,7 +14,7 @@ from lohp_jax.checks import check_option
 from lohp_jax.fitting import FitConfig
 from lohp_jax.methods import METHODS
 from lohp_jax.networks.policy import NetworkConfig
-from lohp_jax.policy.config import HybridConfig
+from lohp_jax.policy.config import FeedbackConfig, HybridConfig
 from lohp_jax.runs.find import find_method
 from lohp_jax.tasks import FAMILIES
 from lohp_jax.trajectories.matching import Matching
@@ -159,6 +159,7 @@ class RunConfig:
     prepare: PrepareConfig = PrepareConfig()
     network: NetworkConfig = NetworkConfig()
     balance: HybridConfig = HybridConfig()
+    loop: FeedbackConfig = FeedbackConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
@@ -186,7 +187,7 @@ class RunConfig:
         """
         if ":" in name:
             return find_method(name)
-        given = {"network": self.network, "balance": self.balance}
+        given = {"network": self.network, "balance": self.balance, "loop": self.loop}
         given |= {name: getattr(self.training, name) for name in ("anchor", "consolidation")}
         taken = inspect.signature(METHODS[name]).parameters
         return METHODS[name](**{name: value for name, value in given.items() if name in taken})

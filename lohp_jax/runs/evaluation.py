@@ -4,37 +4,32 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from lohp_jax.baselines import adaptation
-from lohp_jax.baselines.retrieval import nearest_task
-from lohp_jax.baselines.ridge import ridge
+from lohp_jax.baselines.retrieval import task_distance
 from lohp_jax.evaluation import scores
 from lohp_jax.evaluation.figures import figures
 from lohp_jax.evaluation.honesty import honesty
 from lohp_jax.files import SCHEMA, write_json
 from lohp_jax.methods import METHODS
 from lohp_jax.methods.training import num_updates
+from lohp_jax.runs.baselines import (
+    Announce,
+    baseline_names,
+    equal_gradients,
+    make_baselines,
+    stored_contexts,
+    training_ends,
+)
 from lohp_jax.runs.config import to_json
 from lohp_jax.runs.directory import environment
 from lohp_jax.runs.loading import load
 from lohp_jax.runs.stage import Stage, key_of, trained_steps
 from lohp_jax.training import engine
-from lohp_jax.trajectories.dataset import WindowDataset
-from lohp_jax.types import Generator, Method, Params, PyTree, Trajectory
-
-_TUNING_TASKS = 64
-_SUPPORT_DRAWS = 4
-_MOST_NUMBERS = 2**26
-"""End weights of all runs together, beyond which those of windows stay in their store."""
-_ADAM, _NEAREST, _RIDGE = "same_support_adam", "nearest_task", "ridge"
-
-Announce = Callable[[str], None]
+from lohp_jax.types import Generator, Method, Params, Trajectory
 
 
 class _Held(NamedTuple):
-    """A stage, its held-out tasks, what the imitated teacher did on them, and `_training_ends`."""
+    """A stage, its held-out tasks, what the imitated teacher did on them, and `training_ends`."""
 
     stage: Stage
     tasks: scores.TaskBatch
@@ -59,7 +54,8 @@ def evaluate_run(
     """
     config, family = stage.config, stage.family
     trained = _load_trained(stage)
-    names = _baseline_names(stage)
+    equal = equal_gradients(stage, trained)
+    names = [*equal, *baseline_names(stage)]
     stages = [*map(_row_name, stage.teachers), *names, *trained]
 
     def announce(method):
@@ -68,8 +64,8 @@ def evaluate_run(
     key = key_of(config, "evaluate")
     tasks = scores.draw_tasks(family, key, config.evaluation.num_tasks, "held_out")
     teacher_rows, taught = _score_teachers(stage, tasks, announce)
-    held = _Held(stage, tasks, taught, _training_ends(stage))
-    baselines, tuned = _baselines(stage, held.ends, announce)
+    held = _Held(stage, tasks, taught, training_ends(stage))
+    baselines, tuned = make_baselines(stage, held.ends, equal, announce)
     rows, honest = [], {}
     for kind, generators in (("baseline", baselines), ("generator", trained)):
         for name, generator in generators.items():
@@ -77,11 +73,13 @@ def evaluate_run(
             row, honest[name] = _score(held, name, kind, generator)
             rows.append(row)
     results = _about(stage) | tuned | {"rows": teacher_rows + rows, "honesty": honest}
-    main = config.method(config.methods[0]).name
-    drawn = figures(
+    familiar, drawn = _appraise(held, trained)
+    results["rows"] += familiar
+    drawn |= figures(
         family,
-        {main: trained[main]},
+        trained,
         tasks,
+        main=results["main"],
         codec=stage.gathered.space.codec,
         teacher=results["imitated"],
         taught=taught,
@@ -169,8 +167,10 @@ def _score(
         stage.description.measure,
         scores.scores(stage.family, weights, tasks.data),
         gradients=generator.gradients,
+        forward_passes=generator.forward_passes,
         latency=scores.latency(producer, tasks.contexts, tasks.keys),
     )
+    row |= scores.met(scores.appraise(generator, tasks))
     report = honesty(
         stage.family,
         producer,
@@ -183,69 +183,32 @@ def _score(
     return row, report
 
 
-def _baseline_names(stage: Stage) -> list[str]:
-    adam = [] if stage.family.context_loss is None else [_ADAM]
-    return adam if _too_large(stage) else [*adam, _NEAREST, _RIDGE]
+def _appraise(
+    held: _Held, generators: dict[str, Generator]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """How generators that tell familiar tasks from others do on both kinds.
 
-
-def _baselines(
-    stage: Stage, ends: jax.Array | None, announce: Announce
-) -> tuple[dict[str, Generator], dict[str, Any]]:
-    """Generators that need no training over tasks, and what results.json says of them.
-
-    That is the setting that was tuned for Adam, and why some were left out.
+    Returns: rows on tasks of the training split with contexts drawn anew, and the numbers behind the
+      plot of trust against the distance to the nearest training task.
     """
-    generators, tuned = {}, {}
-    space = stage.gathered.space
-    if stage.family.context_loss is not None:
-        announce(_ADAM)
-        key = jax.random.fold_in(key_of(stage.config, "evaluate"), 1)
-        tuning = scores.draw_tasks(stage.family, key, _TUNING_TASKS, "train")
-        best = adaptation.tune(stage.family, space.theta_0, tuning.data, tuning.contexts)
-        tuned = {_ADAM: best._asdict()}
-        generators[_ADAM] = adaptation.adam_on_support(stage.family, space.theta_0, best)
-    if ends is None:
-        reason = f"their end weights are more than {_MOST_NUMBERS} numbers"
-        return generators, tuned | {"left_out": dict.fromkeys((_NEAREST, _RIDGE), reason)}
-    contexts, ends = _supports(stage, ends)
-    weights = jax.jit(jax.vmap(space.codec.decode))(ends)
-    generators[_NEAREST] = nearest_task(stage.family, contexts, weights)
-    generators[_RIDGE] = ridge(stage.family, space.codec, contexts, ends)
-    return generators, tuned
-
-
-def _supports(stage: Stage, ends: jax.Array) -> tuple[PyTree, jax.Array]:
-    """Several supports of every task of the imitated teacher, and the ends of its runs."""
-    dataset = stage.gathered.dataset
-    rows = jnp.asarray(np.tile(_imitated(stage), _SUPPORT_DRAWS))
-    data = jax.tree.map(lambda leaf: leaf[rows], dataset.data)
-    key = jax.random.fold_in(key_of(stage.config, "evaluate"), 2)
-    contexts = jax.jit(jax.vmap(stage.family.context))(data, jax.random.split(key, len(rows)))
-    return contexts, jnp.tile(ends, (_SUPPORT_DRAWS, 1, 1))
-
-
-def _too_large(stage: Stage) -> bool:
-    """Whether the end weights of the imitated teacher's runs are too many to hold for baselines."""
-    gathered = stage.gathered
-    in_store = isinstance(gathered.dataset, WindowDataset)
-    return in_store and len(_imitated(stage)) * gathered.space.codec.mask.size > _MOST_NUMBERS
-
-
-def _training_ends(stage: Stage) -> jax.Array | None:
-    """`[S, length, channels]` end weights of the imitated teacher's runs; None if they are too many."""
-    dataset, rows = stage.gathered.dataset, _imitated(stage)
-    if _too_large(stage):
-        return None
-    if isinstance(dataset, WindowDataset):
-        return jnp.asarray(dataset.read_ends(rows))
-    return dataset.tokens[rows, -1]
-
-
-def _imitated(stage: Stage) -> np.ndarray:
-    """Rows of the trajectories of the imitated teacher."""
-    return np.flatnonzero(
-        np.asarray(stage.gathered.dataset.teacher) == stage.gathered.space.teacher
+    generators = {n: g for n, g in generators.items() if g.appraise is not None}
+    if not generators:
+        return [], {}
+    stage, held_out, *_ = held
+    key = jax.random.fold_in(key_of(stage.config, "evaluate"), 3)
+    familiar = scores.draw_tasks(stage.family, key, len(held_out.keys), "train")
+    measured = scores.evaluate(
+        stage.family, generators, key, num_tasks=len(held_out.keys), split="train"
     )
+    rows = [row | {"seed": stage.config.seed} for row in measured["rows"]]
+    stored = stored_contexts(stage)
+    points = {name: {} for name in generators}
+    for split, tasks in (("train", familiar), ("held_out", held_out)):
+        distance = task_distance(stage.family, stored, tasks.contexts).tolist()
+        for name, generator in generators.items():
+            told = {n: v.tolist() for n, v in scores.appraise(generator, tasks).items()}
+            points[name][split] = {"distance": distance, **told}
+    return rows, {"familiarity": points}
 
 
 def _ends(trajectory: Trajectory) -> Params:

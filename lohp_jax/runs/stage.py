@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 
 from lohp_jax.files import read_json, write_json
-from lohp_jax.fitting import Gathered, check_window, gather
+from lohp_jax.fitting import Gathered, check_method, gather
 from lohp_jax.runs.config import RunConfig, from_json, resolve, to_json
 from lohp_jax.runs.directory import check_same_config
 from lohp_jax.runs.families import family_of
@@ -58,10 +58,9 @@ def open_run(directory: str | os.PathLike, config: RunConfig | None = None) -> R
         config = resolve(config)
         family = family_of(config)
         described = describe_family(family)
-        check_window(family, config.training.channels, config.network.window)
         make_teachers(config.prepare.optimizers, config.prepare.num_steps)
         for name in config.methods:
-            config.method(name)
+            check_method(config.method(name), family, config.training.channels)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = to_json(config) | {"description": described._asdict()}
         write_json(path, content)

@@ -39,6 +39,8 @@ class Training:
       draw: `(first_step, count) -> batches` with leading axes `[count, B]`, those of a step the same
         however they are asked for; not compiled. See `each_step`.
       updates: in all, at least 1.
+      finish: `(state, *replicated) -> state`, what is left to do after the last update; None for
+        nothing.
       start_from: pytrees of arrays.
       replicated: pytrees that every update sees, such as a data set.
       log_every: updates per compiled chunk, per line of metrics and per report of progress.
@@ -50,6 +52,7 @@ class Training:
     update: Callable[..., tuple[PyTree, dict[str, jax.Array]]]
     draw: Callable[[int, int], PyTree]
     updates: int
+    finish: Callable[..., PyTree] | None = None
     start_from: tuple[PyTree, ...] = ()
     replicated: tuple[PyTree, ...] = ()
     log_every: int = 50
@@ -125,7 +128,9 @@ def train(
             rate = (done - step) / (time.perf_counter() - begun)
             _check_finite(training, values, state, book)
             means = book.write(done, rate, {n: value.mean(axis=0) for n, value in values.items()})
-            state = reached
+            if done == updates and training.finish is not None:
+                reached = jax.jit(training.finish)(reached, *training.replicated)
+            state = reached  # the last one is not to be saved before it is finished
             on_state(state)
             on_progress(Progress(name, done, updates, means, rate))
             if done == updates or book.is_due(step, done):

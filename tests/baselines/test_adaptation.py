@@ -138,3 +138,21 @@ def test_tune_takes_at_least_one_recorded_step(small_grid):
     """Where the start is best, Adam still has to run."""
     _, contexts = tasks()
     assert tune(FAMILY, START, jnp.zeros_like(contexts), contexts).num_steps == 3
+
+
+@pytest.mark.parametrize("num_steps", [1, 5])
+def test_tune_picks_the_best_rate_for_a_given_number_of_steps(small_grid, num_steps):
+    data, contexts = tasks()
+    ends = {
+        rate: [
+            jax.tree.map(lambda leaf: leaf[-1], adam_loop(context, rate, num_steps))
+            for context in contexts
+        ]
+        for rate in (0.1, 1.0, 10.0)
+    }
+    scores = {
+        rate: -np.mean([distance(*pair) for pair in zip(of_rate, data, strict=True)])
+        for rate, of_rate in ends.items()
+    }
+    best = max(scores, key=scores.get)
+    assert tune(FAMILY, START, data, contexts, num_steps=num_steps) == Tuned(best, num_steps)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lohp_jax.baselines.retrieval import nearest_task
+from lohp_jax.baselines.retrieval import nearest_task, task_distance
 from lohp_jax.generation import generate
 from lohp_jax.tasks.support import ImageSupport, SetSupport, relabel
 from lohp_jax.types import TaskFamily
@@ -151,3 +151,15 @@ def test_a_bad_regression_is_refused():
     one = row(contexts, 0)
     with pytest.raises(ValueError, match=r"as many examples in y as in x, .* got 3 and 64"):
         generate(generator, one | {"y": one["y"][:3]}, KEY)
+
+
+def test_the_distance_of_tasks_is_that_under_the_best_renaming():
+    """A stored task under other names is at distance 0, another is as far as its means are."""
+    family, (contexts, _) = family_of(3), stored(3)
+    renamed = row(contexts, 2)
+    renamed = renamed | {"y": np.array([2, 0, 1])[renamed["y"]]}
+    moved = row(contexts, 1)
+    moved = moved | {"x": moved["x"] + np.float32(0.01)}
+    queries = jax.tree.map(lambda *leaves: jnp.stack(leaves), renamed, moved)
+    distances = task_distance(family, contexts, queries)
+    np.testing.assert_allclose(distances, [0.0, 0.01], atol=1e-6)

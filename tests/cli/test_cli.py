@@ -60,6 +60,7 @@ ROW = {
     "latency_ms_p50": float,
     "latency_ms_p50_batch": float,
     "gradients": int,
+    "forward_passes": int,
 }
 
 
@@ -166,6 +167,35 @@ def test_results_follow_the_schema(whole):
     assert results["num_weights"] == 5 * 64 + 5
     closed = {"same_support_adam", "nearest_task", "ridge"}
     assert results["honesty"].keys() == closed | {"lohp"}
+
+
+def test_beside_a_closed_loop_stands_adam_with_as_many_gradients(tmp_path):
+    directory = tmp_path / "run"
+    changes = ["--methods", "lohp_feedback", "--loop.widths", "4", "--prepare.optimizers", "sgd:1"]
+    code, out, err = lohp("run", "--out", directory, *TINY, *changes)
+    assert code == 0, err
+    results, rows = read_results(directory), {}
+    for row in results["rows"]:
+        rows[row["method"], row["split"]] = row
+    spent = {method: rows[method, "held_out"]["gradients"] for method, _ in rows}
+    assert spent == {
+        "teacher_sgd": 4,
+        **{f"same_support_adam_{number}": number for number in (2, 8, 40)},
+        "same_support_adam": results["same_support_adam"]["num_steps"],
+        **{"nearest_task": 0, "ridge": 0, "lohp_feedback": 2},
+    }
+    assert results["same_support_adam_8"]["num_steps"] == 8
+    both = [rows["lohp_feedback", split] for split in ("held_out", "train")]
+    assert all(row["forward_passes"] == 5 and row["fallbacks"] == 0 for row in both)
+    assert all(0 < row["familiarity"] <= 1 for row in both)
+    figures = json.loads((directory / "figures.json").read_text())
+    assert figures["score_by_step"]["lohp_feedback"]["gradients"] == [0, 1, 2]
+    for split, row in zip(("held_out", "train"), both, strict=True):
+        told = figures["familiarity"]["lohp_feedback"][split]
+        assert [len(told[name]) for name in ("distance", "trust", "familiarity")] == [4, 4, 4]
+        if split == "held_out":
+            np.testing.assert_allclose(np.mean(told["trust"]), row["trust"], rtol=1e-6)
+    assert "split train" in (directory / "report.html").read_text() and "split train" not in out
 
 
 def test_metrics_hold_the_diagnostics(whole):

@@ -15,7 +15,7 @@ import safetensors.numpy
 
 import lohp_jax as lj
 from lohp_jax import cli
-from lohp_jax.runs import evaluation
+from lohp_jax.runs import baselines
 from lohp_jax.training import checkpoint
 from lohp_jax.trajectories import store as stores
 
@@ -379,7 +379,7 @@ def test_a_generator_of_a_run_in_windows_is_loaded_and_streamed(windowed, folder
 
 def test_baselines_of_large_networks_are_left_out_with_a_reason(windowed, folder, monkeypatch):
     shutil.copytree(windowed[0], folder / "run")
-    monkeypatch.setattr(evaluation, "_MOST_NUMBERS", 1)
+    monkeypatch.setattr(baselines, "_MOST_NUMBERS", 1)
     code, _, err = lohp("evaluate", "--out", "run")
     assert code == 0, err
     results = read_results(folder / "run")

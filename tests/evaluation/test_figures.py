@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,14 +24,21 @@ def straight(num_states, walks=True):
     return Generator(apply, (), path=path if walks else None)
 
 
-def draw(family):
-    """Figures of two walks, of which one has as many steps as the teacher, and one without a path."""
+def draw(family, main="lohp", **generators):
+    """Figures of three walks, of which two have as many steps as the teacher, and one without a path."""
     tasks = scores.draw_tasks(family, jax.random.key(0), 4, "held_out")
     theta_0 = family.init(jax.random.key(0))
     return figures(
         family,
-        {"lohp": straight(3), "long": straight(5), "nearest_task": straight(2, walks=False)},
+        {
+            "lohp": straight(3),
+            "cloning": straight(3),
+            "long": straight(5),
+            "nearest_task": straight(3, walks=False),
+            **generators,
+        },
         tasks,
+        main=main,
         codec=make_codec(theta_0, channels=4),
         teacher="teacher_sgd",
         taught=scores.teacher(family, make_optimizer("sgd:0.1"), theta_0, 4).many(
@@ -60,13 +69,23 @@ def test_steps_count_optimizer_steps(drawn):
 
 def test_steps_in_the_same_direction_have_cosine_one(drawn):
     np.testing.assert_allclose(drawn["cosine"]["lohp"], np.ones(8), atol=1e-5)
-    assert set(drawn["cosine"]) == {"lohp"}  # another number of steps has no counterpart
+    assert set(drawn["cosine"]) == {"lohp"}
 
 
-def test_generators_without_a_path_are_left_out(drawn):
-    shown = {"teacher_sgd", "lohp", "long"}
-    assert set(drawn["score_by_step"]) == shown
-    assert {p["method"] for p in drawn["projection"]["paths"]} == shown
+def test_walks_with_as_many_steps_are_shown_and_more_of_the_main_one(drawn):
+    assert set(drawn["score_by_step"]) == {"teacher_sgd", "lohp", "cloning"}
+    assert {p["method"] for p in drawn["projection"]["paths"]} == {"teacher_sgd", "lohp"}
+
+
+def test_the_main_walk_is_shown_whatever_its_steps(family):
+    drawn = draw(family, main="long")
+    assert len(drawn["score_by_step"]["long"]["mean"]) == 5
+    assert drawn["cosine"] == {}  # another number of steps has no counterpart
+
+
+def test_gradients_are_spread_over_the_steps(family):
+    spends = dataclasses.replace(straight(3), gradients=6)
+    assert draw(family, cloning=spends)["score_by_step"]["cloning"]["gradients"] == [0, 3, 6]
 
 
 def test_paths_are_shown_for_both_in_the_same_plane(drawn):

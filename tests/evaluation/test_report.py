@@ -12,8 +12,9 @@ import xml.etree.ElementTree
 
 import pytest
 
+from lohp_jax.evaluation.plots import _lines_by_gradients
 from lohp_jax.evaluation.report import write_report
-from lohp_jax.evaluation.standings import significant
+from lohp_jax.evaluation.standings import significant, standings
 
 ACCURACY = {"lohp": 0.95, "teacher_adam": 0.97, "ridge": 0.91, "cloning": 0.93}
 OBJECTIVE = {"lohp": 0.012, "teacher_adam": 0.008, "ridge": 1.5, "cloning": 0.02}
@@ -34,6 +35,7 @@ def row(method, value, *, measure="accuracy", seed=0, **changes):
         "latency_ms_p50": 1.25,
         "latency_ms_p50_batch": 0.031,
         "gradients": 0,
+        "forward_passes": 3,
     }
     return values | changes
 
@@ -168,6 +170,7 @@ def test_rows_are_there_and_sorted_by_accuracy(page):
         "s.e. over 400 tasks",
         "0.610",
         "0",
+        "3",
         "1.25",
         "0.0310",
     ]
@@ -283,7 +286,7 @@ def test_an_objective_of_any_size_is_readable(tmp_path, value, std, expected):
     page = report_of(tmp_path, rows, measure="objective")
 
     assert page.tables["methods"][1][1] == expected
-    assert len(page.images()) == 1
+    assert len(page.images()) == 2
 
 
 def test_a_run_about_another_method_is_the_same_under_its_name(page, tmp_path):
@@ -345,9 +348,9 @@ def test_what_is_nan_null_or_absent_is_not_available_and_comes_last(tmp_path):
     _, lohp, ridge, cloning = page.tables["methods"]
     assert lohp[1] == "0.900 ± 0.005"
     assert ridge[:3] == ["ridge", "0.100 ± n/a", "s.e. over n/a tasks"]
-    assert ridge[3:] == ["n/a"] * 4
+    assert ridge[3:] == ["n/a"] * 5
     assert cloning[:2] == ["cloning", "n/a"]
-    assert cloning[4:6] == ["n/a", "n/a"]
+    assert (cloning[4], cloning[6]) == ("n/a", "n/a")
     assert "nan" not in page.text.split("<h2>Plots")[0]
 
 
@@ -416,15 +419,61 @@ def test_all_plots_are_there_with_words_for_those_who_cannot_see_them(page):
     assert "75% of the variance" in alts[1]
     assert "lohp has a mean of 0.75" in alts[2]
     assert "lohp ends at 0.900; teacher_adam ends at 0.900" in alts[3]
-    assert alts[4] == "Loss by update: lohp ends at 2.50; hypernetwork ends at 1.50."
-    assert alts[5] == "Progress by update: lohp ends at 0.200."
-    assert len(alts) == 6
+    assert alts[4].startswith(
+        "Accuracy and gradients spent: teacher_adam 0.970 after 0; lohp 0.950"
+    )
+    assert alts[5] == "Loss by update: lohp ends at 2.50; hypernetwork ends at 1.50."
+    assert alts[6] == "Progress by update: lohp ends at 0.200."
+    assert len(alts) == 7
+
+
+FAMILIAR = {
+    "distance": [0.1, 0.2],
+    "trust": [1.0, 0.5],
+    "familiarity": [0.4, 0.02],
+}
+
+
+def test_trust_is_drawn_against_the_distance_of_tasks(tmp_path):
+    points = {"train": FAMILIAR, "held_out": FAMILIAR | {"trust": [0.0, 0.0]}}
+    put(tmp_path, "figures.json", {"schema": 1, "familiarity": {"lohp": points}})
+    image = report_of(tmp_path).images()[-1]
+    assert image["alt"].startswith(
+        "Trust against distance, on average 0.75 on tasks of the training"
+    )
+    assert image["alt"].endswith("and 0.00 on unseen tasks.")
+    del points["train"]["trust"], points["held_out"]["trust"]  # of a user's own method
+    put(tmp_path, "figures.json", {"schema": 1, "familiarity": {"lohp": points}})
+    assert "on average 0.21 on tasks" in report_of(tmp_path).images()[-1]["alt"]
+
+
+def test_walks_and_optimizers_are_lines_over_the_gradients_they_spend():
+    def score(method, value, gradients, kind):
+        row_ = row(method, value, gradients=gradients, kind=kind)
+        return standings(results([row_]), "here").scores[0]
+
+    scores = [
+        score("walks", 0.9, 2, "generator"),
+        score("lohp", 0.8, 0, "generator"),
+        score("adam", 0.7, 50, "baseline"),
+        score("adam_10", 0.6, 10, "baseline"),
+        score("ridge", 0.5, 0, "baseline"),
+    ]
+    curves = {
+        "walks": {"gradients": [0, 1, 2], "mean": [0.2, 0.5, 0.9]},
+        "lohp": {"gradients": [0, 0, 0], "mean": [0.2, 0.5, 0.8]},
+    }
+    lines = _lines_by_gradients(scores, curves, "here")
+    assert {name: points.tolist() for name, points in lines.items()} == {
+        "walks": [[0, 0.2], [1, 0.5], [2, 0.9]],
+        "adam": [[10, 0.6], [50, 0.7]],
+    }
 
 
 def test_the_accuracies_are_drawn_at_the_extremes_too(tmp_path):
     rows = [row("lohp", 1.0, accuracy_std=0), row("ridge", 0.0), row("cloning", 0.999)]
 
-    assert len(report_of(tmp_path, rows).images()) == 1
+    assert len(report_of(tmp_path, rows).images()) == 2
 
 
 @pytest.mark.parametrize("low", [-1.0, 0.0, 1e-30, 1.0])
@@ -434,7 +483,7 @@ def test_objectives_are_drawn_whatever_their_sign_and_size(tmp_path, low):
     rows = [objective("lohp", low, objective_std=40), objective("ridge", 1e6)]
     page = report_of(tmp_path, rows, measure="objective")
 
-    assert len(page.images()) == 2
+    assert len(page.images()) == 3
     assert f"lohp ends at {significant(low)}." in page.images()[1]["alt"]
 
 
@@ -460,7 +509,7 @@ def test_the_page_needs_no_other_file(page):
 def test_absent_files_leave_plots_out_and_the_page_says_so(tmp_path):
     page = report_of(tmp_path, honesty={})
 
-    assert len(page.images()) == 1
+    assert len(page.images()) == 2  # scores and gradients
     assert page.text.count("Left out: figures.json is not there") == 3
     assert "Left out: metrics.jsonl has no loss." in page.text
     assert "Left out: metrics.jsonl has no progress." in page.text
@@ -505,7 +554,7 @@ def test_everything_is_escaped(tmp_path):
     assert page.tables["methods"][1][0].startswith(evil)
     assert f"unseen tasks of {evil}, 0.400 below the best baseline, {evil} at" in page.statement
     assert page.tables["honesty"][1][0] == evil
-    assert len(page.images()) == 6
+    assert len(page.images()) == 7
     assert evil in page.images()[0]["alt"]
 
 

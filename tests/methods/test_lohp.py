@@ -13,7 +13,7 @@ import pytest
 from lohp_jax.methods import METHODS, common
 from lohp_jax.networks.levels import level_features
 from lohp_jax.networks.policy import NetworkConfig
-from lohp_jax.policy.config import PAPER_LITERAL, HybridConfig
+from lohp_jax.policy.config import PAPER_LITERAL, FeedbackConfig, HybridConfig
 
 KEY = jax.random.key(0)
 NETWORK = NetworkConfig(trunk="mlp", widths=(8,), embedding=8)
@@ -40,8 +40,9 @@ def test_settings_survive_json_and_make_the_method_again(name):
     assert saved["network"] == network
     if "balance" in saved:
         assert saved["balance"]["end_std"] == 0.2
-    saved["network"]["widths"] = tuple(saved["network"]["widths"])
-    kinds = {"network": NetworkConfig, "balance": HybridConfig}
+    for sizes in (saved["network"], saved.get("loop", {})):
+        sizes |= {"widths": tuple(sizes["widths"])} if sizes else {}
+    kinds = {"network": NetworkConfig, "balance": HybridConfig, "loop": FeedbackConfig}
     again = METHODS[name](**{k: kinds[k](**v) if k in kinds else v for k, v in saved.items()})
     assert again.config == method.config
 
@@ -55,7 +56,8 @@ def policies(monkeypatch):
         made.append(make_policy(*args, **options))
         return made[-1]
 
-    monkeypatch.setattr(common, "make_policy", recorded)
+    for module in (common, importlib.import_module("lohp_jax.methods.lohp_feedback")):
+        monkeypatch.setattr(module, "make_policy", recorded)
     return made
 
 

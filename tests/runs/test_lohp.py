@@ -178,3 +178,14 @@ def test_training_needs_all_trajectories(tmp_path):
         ValueError, match=r"has 3 of 4 trajectories.*lohp prepare --out .* --resume"
     ):
         stage.open_stage(tmp_path, config)
+
+
+def test_a_method_that_cannot_serve_the_family_is_refused_before_anything_is_made(
+    tmp_path, monkeypatch
+):
+    blind = dataclasses.replace(family_of(resolve(CONFIG)), context_loss=None)
+    monkeypatch.setattr(stage, "family_of", lambda config: blind)
+    config = dataclasses.replace(CONFIG, methods=("lohp", "lohp_feedback"))
+    with pytest.raises(ValueError, match="the family 'digits_5way' has no context_loss"):
+        stage.open_run(tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()

@@ -191,6 +191,35 @@ def test_interrupted_run_is_saved_and_goes_on(whole, tmp_path, after):
     assert lines(directory) == lines(whole[0])
 
 
+def finish(state, dataset):
+    """Something that is seen if it is done twice, or not at all."""
+    return state._replace(params=state.params | {"b": state.params["b"] + dataset["x"][0]})
+
+
+@pytest.mark.parametrize("after", [None, 5, 6])
+def test_what_is_left_to_do_is_done_once_after_the_last_update(whole, tmp_path, after):
+    directory = tmp_path / "run"
+    if after is not None:
+        with pytest.raises(KeyboardInterrupt):
+            run(directory, finish=finish, on_progress=Stop(after))
+    state = run(directory, finish=finish)
+    assert_identical(state, jax.jit(finish)(whole[1], DATASET))
+    _, saved = checkpoint.restore(directory / "checkpoints" / NAME, template(state))
+    assert_identical(saved["state"], state)
+
+
+def test_a_run_interrupted_while_it_finishes_finishes_later(whole, tmp_path):
+    def interrupt(state, dataset):
+        raise KeyboardInterrupt
+
+    directory = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(directory, finish=interrupt)
+    assert checkpoint.latest_step(directory / "checkpoints" / NAME) == 10
+    state = run(directory, finish=finish)
+    assert_identical(state, jax.jit(finish)(whole[1], DATASET))
+
+
 def test_run_interrupted_again_and_again(whole, tmp_path):
     directory = tmp_path / "run"
     for _ in range(3):

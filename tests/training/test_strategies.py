@@ -185,6 +185,9 @@ def lines():
         loss=loss,
         evaluate=lambda params, data: {"objective": loss(params, data, key()), "loss": 0.0},
         context=context,
+        context_loss=lambda params, context: jnp.mean(
+            (params["w"].sum() * context["x"] - context["y"]) ** 2
+        ),
     )
 
 

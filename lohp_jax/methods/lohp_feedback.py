@@ -1,0 +1,160 @@
+"""Lo-Hp with its loop closed: the policy sees the context loss, and its gradient, where it is."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lohp_jax.methods.cloning import cloning_loss
+from lohp_jax.methods.common import Loss, settings, weighted
+from lohp_jax.methods.hypernetwork import task_loss
+from lohp_jax.networks.policy import NetworkConfig
+from lohp_jax.policy.config import FeedbackConfig, HybridConfig
+from lohp_jax.policy.feedback import (
+    Loop,
+    Turn,
+    check_family,
+    close_loop,
+    condition_loss,
+    familiarity,
+    trust_in,
+)
+from lohp_jax.policy.hybrid import hybrid_loss
+from lohp_jax.policy.kernels import Policy, make_policy, roll_out
+from lohp_jax.types import Method, PyTree, Space
+
+
+def lohp_feedback(
+    *,
+    network: NetworkConfig = NetworkConfig(),
+    balance: HybridConfig = HybridConfig(),
+    loop: FeedbackConfig = FeedbackConfig(),
+) -> Method:
+    """Lo-Hp whose policy sees the context loss of the task at each of its N states.
+
+    What the condition says and what the same rule says for every weight are added; a gate trusts the
+    condition on tasks that are like the training tasks, see `lohp_jax.policy.feedback`. The family needs
+    a `context_loss`. With the gradient in sight it spends N gradients on a task.
+
+    Args:
+      network: sizes of the network that reads the condition.
+      balance: the objective, which fixes the kernels; its `condition_dropout` gives way to the shares
+        of `loop`.
+      loop: what the policy sees and is trained by.
+
+    Raises: ValueError for a network of windows.
+    """
+    if network.window is not None:
+        raise ValueError(
+            f"lohp_feedback: network.window must be None, got {network.window}: the gradient at a state "
+            "needs all of its weights; leave the window out, or walk without feedback."
+        )
+    method = Method(
+        "lohp_feedback",
+        bind=lambda space: _bind(method, space, network, balance, loop),
+        check=check_family,
+        config=settings(network=network, balance=balance, loop=loop),
+    )
+    return method
+
+
+def _bind(
+    method: Method,
+    space: Space,
+    network: NetworkConfig,
+    balance: HybridConfig,
+    config: FeedbackConfig,
+) -> Method:
+    loop = close_loop(make_policy(space, network, balance), space, config)
+    looks = loop.policy.num_steps
+    sees_gradient = config.sees == "gradient"
+    return dataclasses.replace(
+        method,
+        init=lambda key, example: loop.policy.network.init(key, example.context),
+        loss=_loss(loop, space, config),
+        walk=functools.partial(walk, loop, space),
+        calibrate=functools.partial(calibrate, loop, space),
+        appraise=functools.partial(appraise, loop, space),
+        gradients=looks if sees_gradient else 0,
+        forward_passes=2 * looks + 1 + (0 if sees_gradient else looks),
+        bind=None,
+    )
+
+
+def _loss(loop: Loop, space: Space, config: FeedbackConfig) -> Loss:
+    def objective(policy: Policy) -> Loss:
+        if config.objective == "balance":
+            return functools.partial(hybrid_loss, policy)
+        if config.objective == "likelihood":
+            return functools.partial(cloning_loss, policy)
+        return functools.partial(task_loss, policy, space.family)
+
+    terms = [(config.rule_alone, objective(loop.blind)), (1.0, objective(loop.policy))]
+    return weighted(terms)  # what is reported is that of the whole policy
+
+
+def walk(
+    loop: Loop,
+    space: Space,
+    params: PyTree,
+    context: PyTree,
+    key: jax.Array,
+    *,
+    temperature: jax.Array | float = 0.0,
+    num_steps: int | None = None,
+    guidance: float = 0.0,
+) -> jax.Array:
+    """`Method.walk` of a gated loop; guidance exaggerates what the condition adds to the rule."""
+    _, trust = _gate(loop, space, params, context)
+    encode = functools.partial(loop.policy.network.encode, params, context)
+    return roll_out(
+        loop.policy,
+        params,
+        encode(Turn(trust, 1.0)),
+        _teacher(space),
+        key,
+        temperature=temperature,
+        num_steps=num_steps,
+        unconditional=encode(Turn(0.0, 1.0)) if guidance else None,
+        guidance=guidance,
+    )
+
+
+def calibrate(loop: Loop, space: Space, params: PyTree, contexts: PyTree) -> PyTree:
+    """`Method.calibrate`: keeps the losses that familiarity is measured against.
+
+    Args:
+      loop: the policy.
+      space: where it walks.
+      params: as trained.
+      contexts: of training tasks, leading axis `NUM_KNOWN`.
+    """
+    loss = functools.partial(condition_loss, loop, space, params, teacher=_teacher(space))
+    losses = jax.vmap(lambda context: loss(context=context))(contexts)
+    return params | {"known": jnp.sort(jnp.where(jnp.isfinite(losses), losses, jnp.inf))}
+
+
+def appraise(
+    loop: Loop, space: Space, params: PyTree, context: PyTree, key: jax.Array
+) -> dict[str, jax.Array]:
+    """`Method.appraise`: `familiarity` of a task, `trust` in the condition, and `fallbacks`.
+
+    The last counts the steps of a walk along the means at which loss or gradient were not finite.
+    """
+    familiar, trust = _gate(loop, space, params, context)
+    states = walk(loop, space, params, context, key)
+    seen = jax.vmap(loop.observe, (None, 0))(context, states[:-1])
+    return {"familiarity": familiar, "trust": trust, "fallbacks": jnp.sum(1 - seen.usable)}
+
+
+def _gate(loop: Loop, space: Space, params: PyTree, context: PyTree) -> tuple[Any, Any]:
+    """Familiarity of a task and trust in its condition."""
+    loss = condition_loss(loop, space, params, context, _teacher(space))
+    familiar = familiarity(params["known"], loss)
+    return familiar, trust_in(loop.config, params["known"], familiar)
+
+
+def _teacher(space: Space) -> jax.Array:
+    return jnp.asarray(space.teacher, jnp.int32)
