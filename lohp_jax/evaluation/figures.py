@@ -28,8 +28,7 @@ def figures(
 
     Args:
       family: the tasks.
-      generators: what is drawn, by name; left out are those without a `path` and, but for `main`, those
-        that take another number of steps than the teacher has matched states.
+      generators: by name, of which are drawn `main` and those that spend gradients, if they have a `path`.
       tasks: held-out tasks, leading axis R.
       main: name of the generator of which more is drawn than the score by step.
       codec: standardised tokens.
@@ -44,16 +43,15 @@ def figures(
     matched = jax.tree.map(lambda leaf: leaf[:, ::compression], taught.states)
     theirs = _tokens(codec, matched)
     paths, cosines = {teacher: theirs}, {}
-    by_step = {teacher: _by_step(family, matched, tasks, compression)}
+    last = (theirs.shape[1] - 1) * compression
+    by_step = {teacher: _by_step(family, matched, tasks, last)}
     for name, generator in generators.items():
-        if generator.path is None:
+        if generator.path is None or (name != main and not generator.gradients):
             continue
         path = jax.jit(jax.vmap(functools.partial(generator.path, generator.params)))
         generated = path(tasks.contexts, tasks.keys)
-        num_states = jax.tree.leaves(generated)[0].shape[1]
-        if name != main and num_states != theirs.shape[1]:
-            continue
-        by_step[name] = _by_step(family, generated, tasks, compression)
+        by_step[name] = _by_step(family, generated, tasks, last)
+        num_states = len(by_step[name]["step"])
         by_step[name]["gradients"] = np.linspace(0, generator.gradients, num_states).tolist()
         if name == main:
             paths[name] = _tokens(codec, generated)
@@ -94,9 +92,10 @@ def _cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return ((a * b).sum(axis=-1) / np.maximum(norms, np.finfo(np.float32).tiny)).reshape(-1)
 
 
-def _by_step(family, states: Params, tasks: TaskBatch, compression: int) -> dict[str, list]:
+def _by_step(family, states: Params, tasks: TaskBatch, last: int) -> dict[str, list]:
+    """Scores at the states of walks, whose end stands for `last` steps of the optimizer."""
     measure = describe_family(family).measure
     over_steps = jax.vmap(lambda p, d: family.evaluate(p, d)[measure], (0, None))
     scores = np.asarray(jax.jit(jax.vmap(over_steps))(states, tasks.data))
-    steps = (np.arange(scores.shape[1]) * compression).tolist()
+    steps = np.linspace(0, last, scores.shape[1]).tolist()
     return {"step": steps, "mean": scores.mean(axis=0).tolist(), "std": scores.std(axis=0).tolist()}

@@ -72,20 +72,22 @@ def test_steps_in_the_same_direction_have_cosine_one(drawn):
     assert set(drawn["cosine"]) == {"lohp"}
 
 
-def test_walks_with_as_many_steps_are_shown_and_more_of_the_main_one(drawn):
-    assert set(drawn["score_by_step"]) == {"teacher_sgd", "lohp", "cloning"}
+def test_only_the_main_walk_is_shown_where_none_spends_gradients(drawn):
+    assert set(drawn["score_by_step"]) == {"teacher_sgd", "lohp"}
     assert {p["method"] for p in drawn["projection"]["paths"]} == {"teacher_sgd", "lohp"}
 
 
 def test_the_main_walk_is_shown_whatever_its_steps(family):
     drawn = draw(family, main="long")
-    assert len(drawn["score_by_step"]["long"]["mean"]) == 5
+    assert drawn["score_by_step"]["long"]["step"] == [0, 1, 2, 3, 4]
     assert drawn["cosine"] == {}  # another number of steps has no counterpart
 
 
 def test_gradients_are_spread_over_the_steps(family):
     spends = dataclasses.replace(straight(3), gradients=6)
-    assert draw(family, cloning=spends)["score_by_step"]["cloning"]["gradients"] == [0, 3, 6]
+    by_step = draw(family, cloning=spends)["score_by_step"]
+    assert set(by_step) == {"teacher_sgd", "lohp", "cloning"}
+    assert by_step["cloning"]["gradients"] == [0, 3, 6]
 
 
 def test_paths_are_shown_for_both_in_the_same_plane(drawn):
