@@ -28,7 +28,7 @@ def figures(
 
     Args:
       family: the tasks.
-      generators: by name, of which are drawn `main` and those that spend gradients, if they have a `path`.
+      generators: by name; of those with a `path`, `main` and what spends gradients are drawn.
       tasks: held-out tasks, leading axis R.
       main: name of the generator of which more is drawn than the score by step.
       codec: standardised tokens.
