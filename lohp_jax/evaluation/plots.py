@@ -337,7 +337,7 @@ def plot_gradients(
         style = {"linestyle": ":" if dotted else "-", "color": colors[name]}
         axes.plot(*points.T, marker=".", label=name, **style)
     for score in scores:
-        if not any(score.method.startswith(name) for name in lines):
+        if not any(score.method == name or _is_among(score, name) for name in lines):
             marker = "x" if score.kind == "teacher" else "o"
             axes.plot(score.gradients, score.value, marker, color=colors[score.method])
             place = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7}
@@ -377,11 +377,17 @@ def _lines_by_gradients(
             gradients = array(curve, "gradients", at, (None,))
             lines[name] = np.stack([gradients, array(curve, "mean", at, gradients.shape)], axis=1)
     for score in scores:
-        several = [s for s in scores if s.method.startswith(f"{score.method}_")]
+        several = [s for s in scores if _is_among(s, score.method)]
         if score.kind == "baseline" and several:
             points = sorted((s.gradients, s.value) for s in (score, *several))
             lines[score.method] = np.array(points)
     return lines
+
+
+def _is_among(score: Score, name: str) -> bool:
+    """Whether a score is of the baseline `name` at another number of steps, as `name_STEPS`."""
+    prefix, _, steps = score.method.rpartition("_")
+    return score.kind == "baseline" and prefix == name and steps.isdigit()
 
 
 def plot_trust(familiar: dict[str, Any], where: str) -> list[Plot]:

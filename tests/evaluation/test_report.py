@@ -458,6 +458,8 @@ def test_walks_and_optimizers_are_lines_over_the_gradients_they_spend():
         score("adam", 0.7, 50, "baseline"),
         score("adam_10", 0.6, 10, "baseline"),
         score("ridge", 0.5, 0, "baseline"),
+        score("ridge_of_mine", 0.4, 0, "baseline"),
+        score("adam_2", 0.3, 2, "generator"),
     ]
     curves = {
         "walks": {"gradients": [0, 1, 2], "mean": [0.2, 0.5, 0.9]},
