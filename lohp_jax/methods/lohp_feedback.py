@@ -101,13 +101,26 @@ def walk(
     params: PyTree,
     context: PyTree,
     key: jax.Array,
+    **options: Any,
+) -> jax.Array:
+    """`Method.walk` of a gated loop; guidance exaggerates what the condition adds to the rule."""
+    _, trust = _gate(loop, space, params, context)
+    return _walk_trusting(loop, space, params, context, key, trust, **options)
+
+
+def _walk_trusting(
+    loop: Loop,
+    space: Space,
+    params: PyTree,
+    context: PyTree,
+    key: jax.Array,
+    trust: jax.Array,
     *,
     temperature: jax.Array | float = 0.0,
     num_steps: int | None = None,
     guidance: float = 0.0,
 ) -> jax.Array:
-    """`Method.walk` of a gated loop; guidance exaggerates what the condition adds to the rule."""
-    _, trust = _gate(loop, space, params, context)
+    """A walk that follows the condition as far as it is trusted."""
     encode = functools.partial(loop.policy.network.encode, params, context)
     return roll_out(
         loop.policy,
@@ -144,7 +157,7 @@ def appraise(
     The last counts the steps of a walk along the means at which loss or gradient were not finite.
     """
     familiar, trust = _gate(loop, space, params, context)
-    states = walk(loop, space, params, context, key)
+    states = _walk_trusting(loop, space, params, context, key, trust)
     seen = jax.vmap(loop.observe, (None, 0))(context, states[:-1])
     return {"familiarity": familiar, "trust": trust, "fallbacks": jnp.sum(1 - seen.usable)}
 
