@@ -63,8 +63,9 @@ def stream_weights(
     """
     if generator.pieces is None:
         raise ValueError(
-            "stream_weights: expected a generator of windows, got one that makes networks whole; train "
-            "one with NetworkConfig(window=...), or use generate and write_weights."
+            "stream_weights: expected a generator that walks window by window, got one that makes "
+            "networks whole, or sees them whole at every step; train one with NetworkConfig(window=...) "
+            "and without feedback, or use generate and write_weights."
         )
     options = {"temperature": temperature, "num_steps": num_steps, "guidance": guidance}
     one = jax.random.split(key, 1)[0]  # of the first sample

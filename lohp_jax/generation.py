@@ -148,8 +148,12 @@ def make_generator(
         gradients=method.gradients,
         forward_passes=method.forward_passes,
         appraise=None if method.appraise is None else appraise,
-        pieces=None if method.windowed is None else _make_pieces(method.windowed, space),
+        pieces=_make_pieces(method.windowed, space) if _in_pieces(method.windowed) else None,
     )
+
+
+def _in_pieces(windowed: Windowed | None) -> bool:
+    return windowed is not None and windowed.walk is not None
 
 
 def _make_pieces(windowed: Windowed, space: Space) -> Pieces:

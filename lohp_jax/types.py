@@ -288,6 +288,8 @@ class Example(NamedTuple):
       context: what a generator may see of the task, drawn anew for every update.
       data: the task itself, for losses that need it.
       view: the window that the tokens are of, `[N + 1, size, channels]`; None for whole networks.
+      around: `[N + 1, length, channels]` the states of the whole network, for methods of windows that
+        see it; None for others.
     """
 
     tokens: jax.Array
@@ -295,6 +297,7 @@ class Example(NamedTuple):
     context: PyTree
     data: PyTree
     view: View | None = None
+    around: jax.Array | None = None
 
 
 class Windowed(NamedTuple):
@@ -305,13 +308,14 @@ class Windowed(NamedTuple):
       view: `(index [...]) -> View` on the host, with the leading axes of the index.
       encode: `(params, context, guidance) -> seen`, what all windows see of a task.
       walk: `(params, seen, key, view, *, temperature, num_steps, guidance) -> [S, size, channels]`, the
-        states of one window; the last one is what is generated.
+        states of one window; the last one is what is generated. None for a method that sees the whole
+        network at every step, so that no window can be walked apart; its updates see `Example.around`.
     """
 
     windows: Windows
     view: Callable[[np.ndarray], View]
-    encode: Callable[..., PyTree]
-    walk: Callable[..., jax.Array]
+    encode: Callable[..., PyTree] | None = None
+    walk: Callable[..., jax.Array] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

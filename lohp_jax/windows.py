@@ -134,27 +134,35 @@ def renamed(windows: Windows, index: int, names: np.ndarray | None) -> int:
 
 
 def cut_tokens(windows: Windows, tokens: jax.Array) -> jax.Array:
-    """`[length, C]` -> `[count, size, C]`, padded with zeros."""
+    """`[length, ...]` -> `[count, size, ...]`, padded with zeros."""
     codec, size, blocks = windows.codec, windows.size, []
     if codec.shared_length:
         blocks.append(_cut(tokens[None, : codec.shared_length], size))
     if windows.own:
-        own = tokens[codec.shared_length :].reshape(codec.num_classes, -1, tokens.shape[-1])
+        own = tokens[codec.shared_length :].reshape(codec.num_classes, -1, *tokens.shape[1:])
         blocks.append(_cut(own, size))
     return jnp.concatenate(blocks)
 
 
 def join_tokens(windows: Windows, pieces: jax.Array) -> jax.Array:
     """Inverse of `cut_tokens`; what stands in the padding is dropped."""
-    codec, channels, blocks = windows.codec, pieces.shape[-1], []
+    codec, of_token, blocks = windows.codec, pieces.shape[2:], []
     if codec.shared_length:
-        shared = pieces[: windows.shared].reshape(-1, channels)
+        shared = pieces[: windows.shared].reshape(-1, *of_token)
         blocks.append(shared[: codec.shared_length])
     if windows.own:
-        own = pieces[windows.shared :].reshape(codec.num_classes, -1, channels)
+        own = pieces[windows.shared :].reshape(codec.num_classes, -1, *of_token)
         length = (codec.length - codec.shared_length) // codec.num_classes
-        blocks.append(own[:, :length].reshape(-1, channels))
+        blocks.append(own[:, :length].reshape(-1, *of_token))
     return jnp.concatenate(blocks)
+
+
+def rows_in(windows: Windows, index: jax.Array | int) -> jax.Array:
+    """`[size]` int32, which of all tokens stand in a window; `codec.length` where it is padded."""
+    label, first, length = _block(windows, jnp.asarray(index, jnp.int32), jnp.where)
+    within = first + jnp.arange(windows.size, dtype=jnp.int32)
+    begin = jnp.where(label < 0, 0, windows.codec.shared_length + label * length)
+    return jnp.where(within < length, begin + within, windows.codec.length)
 
 
 def take_tokens(windows: Windows, tokens: np.ndarray, index: int) -> np.ndarray:
@@ -213,9 +221,10 @@ def _inside_leaf(leaf: TokenLeaf, label: int, start: int, stop: int) -> slice | 
 
 
 def _cut(blocks: jax.Array, size: int) -> jax.Array:
-    """`[B, length, C]` -> `[B * ceil(length / size), size, C]`."""
-    padded = jnp.pad(blocks, ((0, 0), (0, -blocks.shape[1] % size), (0, 0)))
-    return padded.reshape(-1, size, blocks.shape[-1])
+    """`[B, length, ...]` -> `[B * ceil(length / size), size, ...]`."""
+    of_token = blocks.shape[2:]
+    padding = [(0, 0), (0, -blocks.shape[1] % size), *[(0, 0)] * len(of_token)]
+    return jnp.pad(blocks, padding).reshape(-1, size, *of_token)
 
 
 def flat_leaves(leaves: Sequence[np.ndarray], leading: int) -> list[np.ndarray]:

@@ -149,7 +149,7 @@ def test_what_is_streamed_reads_as_what_is_written_whole(tmp_path):
 
 
 def test_a_generator_of_whole_networks_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"expected a generator of windows, .*window=\.\.\."):
+    with pytest.raises(ValueError, match=r"expected a generator that walks .*window=\.\.\."):
         lj.stream_weights(make(window=None), context_of(), KEY, tmp_path / "w")
     assert not list(tmp_path.iterdir())
 

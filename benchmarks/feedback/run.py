@@ -22,15 +22,19 @@ from lohp_jax.files import write_atomically
 SETTINGS: dict[str, list[str]] = {
     "new_classes": ["--tasks.holdout", "classes"],
     "seen_classes": [],
-    "partitions": ["--family", "digits_partitions", "--training.compression", "12"],
+    "partitions": [
+        *("--family", "digits_partitions", "--training.compression", "12"),
+        *("--training.updates", "1000"),
+    ],
 }
+ALONE = ["--methods", "lohp_feedback", "--evaluation.no-baselines"]
 VARIANTS: dict[str, list[str]] = {
     "gradient": ["--methods", "lohp_feedback", "lohp"],
-    "loss": ["--methods", "lohp_feedback", "--loop.sees", "loss"],
-    "likelihood": ["--methods", "lohp_feedback", "--loop.objective", "likelihood"],
-    "task_loss": ["--methods", "lohp_feedback", "--loop.objective", "task_loss"],
+    "loss": [*ALONE, "--loop.sees", "loss"],
+    "likelihood": [*ALONE, "--loop.objective", "likelihood"],
+    "task_loss": [*ALONE, "--loop.objective", "task_loss"],
 }
-"""What the policy sees and is trained by; the first has the open loop beside it."""
+"""What the policy sees and is trained by; the first has the open loop and the baselines beside it."""
 
 
 def main() -> None:

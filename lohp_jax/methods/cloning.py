@@ -53,6 +53,4 @@ def cloning_loss(
     states = tube_states(policy, example.tokens, tube_key)
     forward, _ = kernels_along(policy, params, embedding, example, states)
     by_weight = real_weights(policy, gaussian.log_prob(states[1:], *forward))
-    if policy.windows is None:
-        return -jnp.mean(by_weight), {}
     return -jnp.mean(mean_over_weights(policy, by_weight, -1)), {}

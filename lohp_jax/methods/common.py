@@ -44,8 +44,7 @@ def policy_method(
 
     Raises: ValueError for a network of windows, where the method needs whole networks.
     """
-    if network.window is not None:
-        _check_windows(name, network, balance, needs_whole)
+    check_windows(name, network, balance, needs_whole)
 
     def bind(space: Space) -> Method:
         policy = make_policy(
@@ -67,7 +66,15 @@ def policy_method(
     return method
 
 
-def _check_windows(name: str, network: NetworkConfig, balance: HybridConfig, needs_whole) -> None:
+def check_windows(
+    name: str, network: NetworkConfig, balance: HybridConfig, needs_whole: str | None = None
+) -> None:
+    """Whether a method can be trained on windows of the weights, if its network is one of windows.
+
+    Raises: ValueError where it needs whole networks.
+    """
+    if network.window is None:
+        return
     if needs_whole is None and not balance.per_dimension:
         needs_whole = "residuals that are summed over the weights need all of them"
     if needs_whole is not None:

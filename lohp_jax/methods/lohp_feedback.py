@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lohp_jax.methods.cloning import cloning_loss
-from lohp_jax.methods.common import Loss, settings, weighted
+from lohp_jax.methods.common import Loss, check_windows, settings, weighted
 from lohp_jax.methods.hypernetwork import task_loss
 from lohp_jax.networks.policy import NetworkConfig
 from lohp_jax.policy.config import FeedbackConfig, HybridConfig
@@ -22,8 +22,12 @@ from lohp_jax.policy.feedback import (
     trust_in,
 )
 from lohp_jax.policy.hybrid import hybrid_loss
-from lohp_jax.policy.kernels import Policy, make_policy, roll_out
-from lohp_jax.types import Method, PyTree, Space
+from lohp_jax.policy.kernels import Policy, make_policy, roll_out, tube_states
+from lohp_jax.policy.windows import views_of
+from lohp_jax.types import Method, PyTree, Space, Windowed
+
+_AT_ONCE = 32
+"""Tasks whose losses are measured together."""
 
 
 def lohp_feedback(
@@ -38,24 +42,28 @@ def lohp_feedback(
     condition on tasks that are like the training tasks, see `lohp_jax.policy.feedback`. The family needs
     a `context_loss`. With the gradient in sight it spends N gradients on a task.
 
+    With windows, an update moves the weights of a window and leaves the others of its network in the
+    tube around the stored ones; for the gradient it holds the whole trajectories of its batch, those of
+    `log_every` updates at a time.
+
     Args:
       network: sizes of the network that reads the condition.
       balance: the objective, which fixes the kernels; its `condition_dropout` gives way to the shares
         of `loop`.
       loop: what the policy sees and is trained by.
 
-    Raises: ValueError for a network of windows.
+    Raises: ValueError for a network of windows, where the objective needs whole networks.
     """
-    if network.window is not None:
-        raise ValueError(
-            f"lohp_feedback: network.window must be None, got {network.window}: the gradient at a state "
-            "needs all of its weights; leave the window out, or walk without feedback."
-        )
+    whole = "the task loss of generated weights needs all of them"
+    check_windows(
+        "lohp_feedback", network, balance, whole if loop.objective == "task_loss" else None
+    )
     method = Method(
         "lohp_feedback",
         bind=lambda space: _bind(method, space, network, balance, loop),
         check=check_family,
         config=settings(network=network, balance=balance, loop=loop),
+        window=network.window,
     )
     return method
 
@@ -67,7 +75,9 @@ def _bind(
     balance: HybridConfig,
     config: FeedbackConfig,
 ) -> Method:
-    loop = close_loop(make_policy(space, network, balance), space, config)
+    policy = make_policy(space, network, balance)
+    loop = close_loop(policy, space, config)
+    views = functools.partial(views_of, policy)
     looks = loop.policy.num_steps
     sees_gradient = config.sees == "gradient"
     return dataclasses.replace(
@@ -79,6 +89,7 @@ def _bind(
         appraise=functools.partial(appraise, loop, space),
         gradients=looks if sees_gradient else 0,
         forward_passes=2 * looks + 1 + (0 if sees_gradient else looks),
+        windowed=None if policy.windows is None else Windowed(policy.windows, views),
         bind=None,
     )
 
@@ -91,8 +102,16 @@ def _loss(loop: Loop, space: Space, config: FeedbackConfig) -> Loss:
             return functools.partial(cloning_loss, policy)
         return functools.partial(task_loss, policy, space.family)
 
-    terms = [(config.rule_alone, objective(loop.blind)), (1.0, objective(loop.policy))]
-    return weighted(terms)  # what is reported is that of the whole policy
+    def total(loop: Loop) -> Loss:
+        terms = [(config.rule_alone, objective(loop.blind)), (1.0, objective(loop.policy))]
+        return weighted(terms)  # what is reported is that of the whole policy
+
+    def loss_at_window(params, example, key):
+        key, around_key = jax.random.split(key)
+        around = tube_states(loop.policy, example.around, around_key)
+        return total(loop.at_window(example.view, around))(params, example, key)
+
+    return total(loop) if loop.at_window is None else loss_at_window
 
 
 def walk(
@@ -145,7 +164,7 @@ def calibrate(loop: Loop, space: Space, params: PyTree, contexts: PyTree) -> PyT
       contexts: of training tasks, leading axis `NUM_KNOWN`.
     """
     loss = functools.partial(condition_loss, loop, space, params, teacher=_teacher(space))
-    losses = jax.vmap(lambda context: loss(context=context))(contexts)
+    losses = jax.lax.map(lambda context: loss(context=context), contexts, batch_size=_AT_ONCE)
     return params | {"known": jnp.sort(jnp.where(jnp.isfinite(losses), losses, jnp.inf))}
 
 

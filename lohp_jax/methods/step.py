@@ -34,12 +34,14 @@ class Batch(NamedTuple):
       key: `[B]` keys.
       tokens: `[B, N + 1, size, channels]`, where the data set leaves them in a store.
       view: the windows that these are of; leading axis B.
+      around: `[B, N + 1, length, channels]`, see `Example`.
     """
 
     index: jax.Array
     key: jax.Array
     tokens: jax.Array | None = None
     view: View | None = None
+    around: jax.Array | None = None
 
 
 def make_update(
@@ -57,11 +59,11 @@ def make_update(
     """
 
     def loss_fn(params, batch, dataset):
-        def of_example(index, key, tokens, view):
+        def of_example(index, key, tokens, view, around):
             context_key, key = jax.random.split(key)
             example = example_at(family, dataset, index, context_key)
             if view is not None:
-                example = example._replace(tokens=tokens, view=view)
+                example = example._replace(tokens=tokens, view=view, around=around)
             return loss(params, example, key)
 
         losses, info = jax.vmap(of_example)(*batch)

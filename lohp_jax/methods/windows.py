@@ -57,8 +57,14 @@ def read_windows(
     index = np.asarray(_draw_windows(key, jnp.asarray(chances), first_step, **sizes))
     rows = np.asarray(batches.index).ravel()
     tokens = dataset.read(windowed.windows, rows, index.ravel())
-    tokens = tokens.reshape(num_steps, batch_size, *tokens.shape[1:])
-    return batches._replace(tokens=tokens, view=windowed.view(index))
+    around = None if windowed.walk is not None else _by_step(dataset.read_whole(rows), batches)
+    tokens = _by_step(tokens, batches)
+    return batches._replace(tokens=tokens, view=windowed.view(index), around=around)
+
+
+def _by_step(values: np.ndarray, batches: Batch) -> np.ndarray:
+    """`[steps * B, ...]` -> `[steps, B, ...]`."""
+    return values.reshape(*batches.index.shape, *values.shape[1:])
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps", "batch_size"))

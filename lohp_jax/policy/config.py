@@ -71,7 +71,7 @@ class FeedbackConfig:
     objective: Objective = "balance"
     """What it is trained by: the balance objective, the likelihood of stored transitions, or the task
     loss of what it generates."""
-    widths: tuple[int, ...] = (48, 48)
+    widths: tuple[int, ...] = (32, 32)
     """Hidden layers of the rule that all weights share."""
     rule_alone: float = 1.0
     """Weight of the objective of the rule alone, beside that of the condition with or without it."""

@@ -11,16 +11,24 @@ ends at a context loss at least as high.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lohp_jax.networks.feedback import Observation, blank_observation, make_rule
+from lohp_jax.networks.feedback import (
+    Observation,
+    blank_known,
+    blank_observation,
+    known_of,
+    make_rule,
+)
 from lohp_jax.networks.policy import Heads
 from lohp_jax.policy.config import FeedbackConfig
-from lohp_jax.policy.kernels import Policy, roll_out, unit_start
-from lohp_jax.types import PyTree, Space, TaskFamily
+from lohp_jax.policy.kernels import Policy, roll_out
+from lohp_jax.policy.windows import at_window, map_windows
+from lohp_jax.types import PyTree, Space, TaskFamily, View
+from lohp_jax.windows import rows_in
 
 NUM_KNOWN = 256
 """Training tasks that familiarity is measured against."""
@@ -58,6 +66,9 @@ class Loop(NamedTuple):
       blind: the policy of the rule alone, which never reads the condition.
       observe: `(context, state) -> Observation`.
       config: of the loop.
+      at_window: `(view, around) -> Loop` of one window, whose states are `[size, channels]`, while the
+        other weights are at `around` `[N + 1, length, channels]`; None for a policy that sees all tokens
+        at once. Its `observe` still takes the whole state.
     """
 
     policy: Policy
@@ -65,6 +76,20 @@ class Loop(NamedTuple):
     blind: Policy
     observe: Callable[[PyTree, jax.Array], Observation]
     config: FeedbackConfig
+    at_window: Callable[[View, jax.Array], "Loop"] | None = None
+
+
+class _Place(NamedTuple):
+    """Which weights a policy walks.
+
+    Attributes:
+      see: `(context, step, state) -> Observation` of these weights.
+      everywhere: `(function, *tokens) -> pytree of tokens`, of a `(view, *tokens) -> pytree of tokens`
+        that is given all of them, with None for a view, or those of one window.
+    """
+
+    see: Callable[[PyTree, jax.Array, jax.Array], Observation]
+    everywhere: Callable[..., PyTree]
 
 
 def check_family(family: TaskFamily) -> None:
@@ -79,7 +104,9 @@ def check_family(family: TaskFamily) -> None:
 def close_loop(policy: Policy, space: Space, config: FeedbackConfig) -> Loop:
     """Lets a policy see the context loss at its states.
 
-    Its params are those of the open loop beside those of the "rule" and the "known" losses.
+    Its params are those of the open loop beside those of the "rule" and the "known" losses. A policy of
+    windows becomes one of the whole network, whose gradient it sees, and still computes its heads window
+    by window.
 
     Args:
       policy: of the condition alone.
@@ -89,48 +116,101 @@ def close_loop(policy: Policy, space: Space, config: FeedbackConfig) -> Loop:
     Raises: ValueError for a family without `context_loss`.
     """
     check_family(space.family)
-    network = policy.network
-    rule = make_rule(
-        policy.codec,
-        unit_start(space),
-        widths=config.widths,
-        num_steps=policy.num_steps,
-        forgotten=1 - policy.config.correlation if policy.config.backward == "bridge" else 0.0,
-    )
     observe = functools.partial(_observe, space, config.sees == "gradient")
+
+    def see(context, step, state):
+        return observe(context, state)
+
+    if policy.windows is None:
+        place = _Place(see, lambda function, *tokens: function(None, *tokens))
+        return _loop_at(place, policy, observe, config)
+
+    def at(view, around):
+        rows = rows_in(policy.windows, view.index)
+
+        def see_there(context, step, state):
+            seen = observe(context, around[step].at[rows].set(state, mode="drop"))
+            own = jnp.take(seen.gradient, rows, axis=0, mode="fill", fill_value=0.0)
+            return seen._replace(gradient=own)
+
+        place = _Place(see_there, lambda function, *tokens: function(view, *tokens))
+        window = at_window(policy, view)._replace(network=policy.network)
+        return _loop_at(place, window, observe, config)
+
+    place = _Place(see, functools.partial(map_windows, policy))
+    return _loop_at(place, policy, observe, config)._replace(at_window=at)
+
+
+def _loop_at(
+    place: _Place,
+    policy: Policy,
+    observe: Callable[[PyTree, jax.Array], Observation],
+    config: FeedbackConfig,
+) -> Loop:
+    """The loop of the weights at a place; `policy` has their codec, and the network of a window."""
+    network, sizes = policy.network, {"widths": config.widths, "num_steps": policy.num_steps}
+    rule = make_rule(**sizes, forgotten=_forgotten(policy))
 
     def init(key, context):
         key, rule_key = jax.random.split(key)
-        codec, step = policy.codec, jnp.zeros((), jnp.int32)
-        seen = blank_observation(codec), jnp.ones(()), step, jnp.zeros(codec.mask.shape)
-        beside = {"rule": rule.init(rule_key, *seen), "known": jnp.full(NUM_KNOWN, jnp.inf)}
-        return network.init(key, context) | beside
+        return network.init(key, context) | {
+            "rule": rule.init(rule_key, *_blank_sight(policy)),
+            "known": jnp.full(NUM_KNOWN, jnp.inf),
+        }
+
+    def said(view, params, embedding, *at):
+        return network.heads(params, embedding, *at, *([] if view is None else [view]))
+
+    def ruled(view, params, looking, step, state, seen):
+        trust = jnp.asarray(looking.turn.condition, state.dtype)
+        known = known_of(policy.codec, policy.start, policy.windows, view)
+        return rule.apply(params["rule"], seen, known, trust, step, state)
+
+    def heads(alone, params, looking, teacher, step, state):
+        seen = place.see(looking.context, step, state)
+
+        def at(view, state, gradient):
+            rule = ruled(view, params, looking, step, state, seen._replace(gradient=gradient))
+            if alone:
+                return rule
+            condition = said(view, params, looking.embedding, teacher, step, state)
+            return follow(looking.turn, seen.usable, condition, rule)
+
+        return place.everywhere(at, state, seen.gradient)
+
+    def open_heads(params, embedding, teacher, step, state):
+        seen = embedding, teacher, step
+        return place.everywhere(lambda view, state: said(view, params, *seen, state), state)
 
     def encode(params, context, turn):
         return Looking(network.encode(params, context, 1.0), context, turn)
 
-    def look(params, looking, step, state):
-        seen = observe(looking.context, state)
-        trust = jnp.asarray(looking.turn.condition, state.dtype)
-        return seen, rule.apply(params["rule"], seen, trust, step, state)
+    def encode_blind(params, context, turn):
+        return Looking((), context, turn)
 
-    def heads(params, looking, teacher, step, state):
-        said = network.heads(params, looking.embedding, teacher, step, state)
-        seen, ruled = look(params, looking, step, state)
-        return follow(looking.turn, seen.usable, said, ruled)
+    def of(keep=None, **functions):
+        return policy._replace(network=network._replace(**functions), keep=keep, windows=None)
 
-    closed = policy._replace(
-        network=network._replace(init=init, encode=encode, heads=heads),
-        keep=functools.partial(draw_turn, config),
+    both, alone = (functools.partial(heads, alone) for alone in (False, True))
+    return Loop(
+        of(functools.partial(draw_turn, config), init=init, encode=encode, heads=both),
+        of(heads=open_heads),
+        of(lambda key: Turn(0.0, 1.0), encode=encode_blind, heads=alone),
+        observe,
+        config,
     )
-    blind = policy._replace(
-        network=network._replace(
-            encode=lambda params, context, turn: Looking((), context, turn),
-            heads=lambda params, looking, teacher, *at: look(params, looking, *at)[1],
-        ),
-        keep=lambda key: Turn(0.0, 1.0),
-    )
-    return Loop(closed, policy, blind, observe, config)
+
+
+def _forgotten(policy: Policy) -> float:
+    """The share of the state that a kernel leaves out of the mean of the next one."""
+    return 1 - policy.config.correlation if policy.config.backward == "bridge" else 0.0
+
+
+def _blank_sight(policy: Policy) -> tuple[Any, ...]:
+    """What the rule takes of one token; nothing in it grows with their number."""
+    channels, step = policy.start.shape[1], jnp.zeros((), jnp.int32)
+    known = blank_known(policy.codec)
+    return blank_observation(1, channels), known, jnp.ones(()), step, jnp.zeros((1, channels))
 
 
 def _observe(space: Space, sees_gradient: bool, context: PyTree, state: jax.Array) -> Observation:
@@ -150,8 +230,11 @@ def _observe(space: Space, sees_gradient: bool, context: PyTree, state: jax.Arra
     usable = jnp.isfinite(loss) & jnp.isfinite(rms)
     tiny = jnp.finfo(state.dtype).tiny
     gradient = gradient / jnp.maximum(rms, tiny)
+    means = jnp.stack([state**2, state * gradient, jnp.abs(gradient)])
+    means = jnp.where(codec.mask, means, 0.0).sum((1, 2)) / codec.mask.sum()
     log_rms = jnp.log(jnp.maximum(rms, _LEAST)) if sees_gradient else jnp.zeros(())
-    seen = Observation(gradient, log_rms, jnp.log(jnp.maximum(loss, _LEAST)), jnp.ones(()))
+    log_loss = jnp.log(jnp.maximum(loss, _LEAST))
+    seen = Observation(gradient, means, log_rms, log_loss, jnp.ones(()))
     seen = jax.tree.map(lambda x: jnp.where(usable, x, 0.0), seen)
     return jax.lax.stop_gradient(seen)
 

@@ -50,7 +50,7 @@ def window_keys(key: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def walk_all(
-    policy: Policy, walk: Callable[[jax.Array, View], PyTree], key: jax.Array
+    policy: Policy, walk: Callable[[jax.Array, View], jax.Array], key: jax.Array
 ) -> jax.Array:
     """Walks every window, a batch at a time, and puts the states together.
 
@@ -61,14 +61,27 @@ def walk_all(
 
     Returns: `[S, length, channels]`.
     """
-    windows, batch = policy.windows, batch_of_windows(policy.windows)
-    starts = cut_tokens(windows, jnp.asarray(policy.start))
-    num_batches = -(-windows.count // batch)
-    index = jnp.minimum(jnp.arange(num_batches * batch, dtype=jnp.int32), windows.count - 1)
 
-    def some(index):
-        return jax.vmap(walk)(window_keys(key, index), View(index, starts[index]))
+    def one(view):
+        return jnp.moveaxis(walk(window_keys(key, view.index[None])[0], view), 0, 1)
 
-    pieces = jax.lax.map(some, index.reshape(num_batches, batch))
-    pieces = pieces.reshape(num_batches * batch, *pieces.shape[2:])[: windows.count]
-    return jax.vmap(functools.partial(join_tokens, windows), 1)(pieces)
+    return jnp.moveaxis(map_windows(policy, one), 1, 0)
+
+
+def map_windows(policy: Policy, function: Callable[..., PyTree], *tokens: jax.Array) -> PyTree:
+    """Applies a function to every window, a batch at a time, and puts what it returns together.
+
+    Args:
+      policy: whose windows.
+      function: `(view, *pieces [size, ...]) -> pytree of [size, ...]`.
+      *tokens: `[length, ...]`, cut into windows.
+
+    Returns: pytree of `[length, ...]`.
+    """
+    windows = policy.windows
+    views = View(jnp.arange(windows.count, dtype=jnp.int32), jnp.asarray(policy.start))
+    cut = functools.partial(cut_tokens, windows)
+    pieces = views._replace(start=cut(views.start)), *map(cut, tokens)
+    batch = batch_of_windows(windows)
+    out = jax.lax.map(lambda piece: function(*piece), pieces, batch_size=batch)
+    return jax.tree.map(functools.partial(join_tokens, windows), out)

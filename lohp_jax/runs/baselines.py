@@ -28,7 +28,7 @@ _MULTIPLES = (1, 4, 20)
 
 def equal_gradients(stage: Stage, generators: dict[str, Generator]) -> dict[str, int]:
     """Rows of Adam on the support beside generators that spend gradients, and how many it has."""
-    if stage.family.context_loss is None:
+    if stage.family.context_loss is None or not stage.config.evaluation.baselines:
         return {}
     spent = sorted({g.gradients for g in generators.values() if g.gradients})
     numbers = sorted({multiple * number for number in spent for multiple in _MULTIPLES})
@@ -37,6 +37,8 @@ def equal_gradients(stage: Stage, generators: dict[str, Generator]) -> dict[str,
 
 def baseline_names(stage: Stage) -> list[str]:
     """Rows of baselines, without those of `equal_gradients`, in the order they are made."""
+    if not stage.config.evaluation.baselines:
+        return []
     adam = [] if stage.family.context_loss is None else [_ADAM]
     return adam if _too_large(stage) else [*adam, _NEAREST, _RIDGE]
 
@@ -49,6 +51,8 @@ def make_baselines(
     That is the settings that were tuned for Adam, and why some were left out.
     """
     generators, tuned = {}, {}
+    if not stage.config.evaluation.baselines:
+        return generators, tuned
     space = stage.gathered.space
     if stage.family.context_loss is not None:
         key = jax.random.fold_in(key_of(stage.config, "evaluate"), 1)

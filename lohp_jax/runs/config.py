@@ -131,6 +131,9 @@ class EvaluationConfig:
 
     num_tasks: int = 256
     """Held-out tasks, and networks per call in the batched latency."""
+    baselines: bool = True
+    """Whether generators that need no training over tasks have rows, too: Adam on the support, ridge
+    regression and the nearest training task. Tuning Adam is most of an evaluation's time."""
 
     def __post_init__(self):
         _at_least("num_tasks", self.num_tasks, 2)

@@ -103,17 +103,21 @@ class WindowDataset:
                     found[i, :, span.start : span.stop] = values
         return found.reshape(len(row), num_states, windows.size, channels)
 
-    def read_ends(self, row: np.ndarray) -> np.ndarray:
-        """`[B, length, channels]` end weights of trajectories, standardised and whole."""
-        codec = self.codec
+    def read_whole(self, row: np.ndarray) -> np.ndarray:
+        """`[B, N + 1, length, channels]` trajectories, standardised and whole."""
+        codec, num_states = self.codec, self.matched.shape[1]
         blocks = codec.shared_length, (codec.length - codec.shared_length)
         windows = make_windows(codec, max(blocks[0], blocks[1] // max(codec.num_classes, 1)))
-        last = dataclasses.replace(self, matched=self.matched[:, -1:])
-        tokens = np.zeros((len(row), *codec.mask.shape), np.float32)
+        tokens = np.zeros((len(row), num_states, *codec.mask.shape), np.float32)
         for i, r in enumerate(row):
-            pieces = last.read(windows, np.full(windows.count, r), np.arange(windows.count))[:, 0]
-            tokens[i] = join_tokens(windows, pieces)
+            pieces = self.read(windows, np.full(windows.count, r), np.arange(windows.count))
+            for state in range(num_states):
+                tokens[i, state] = join_tokens(windows, pieces[:, state])
         return tokens
+
+    def read_ends(self, row: np.ndarray) -> np.ndarray:
+        """`[B, length, channels]` end weights of trajectories, standardised and whole."""
+        return dataclasses.replace(self, matched=self.matched[:, -1:]).read_whole(row)[:, 0]
 
 
 def _at(leaf: np.ndarray, row: int, times: np.ndarray, index: slice | np.ndarray) -> np.ndarray:

@@ -4,10 +4,12 @@ import dataclasses
 import functools
 import importlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import lohp_jax as lj
 from lohp_jax.evaluation.scores import draw_tasks
@@ -29,6 +31,7 @@ FITTING = {
     "checkpoint_every": 20,
     "key": KEY,
 }
+START = lj.Generator(lambda params, context, key, **_: params, {"slope": 0.0, "offset": 0.0})
 module = importlib.import_module("lohp_jax.methods.lohp_feedback")
 
 
@@ -66,8 +69,10 @@ def test_what_makes_no_sense_is_refused(lines, space):
     blind = space._replace(family=dataclasses.replace(lines, context_loss=None))
     with pytest.raises(ValueError, match="the family 'lines' has no context_loss"):
         lohp_feedback().bound(blind)
-    with pytest.raises(ValueError, match=r"network\.window must be None, got 2"):
-        lohp_feedback(network=NetworkConfig(window=2))
+    whole = r"network\.window must be None, got 2: the task loss of generated weights needs all"
+    with pytest.raises(ValueError, match=whole):
+        loop = dataclasses.replace(LOOP, objective="task_loss")
+        lohp_feedback(network=NetworkConfig(window=2), loop=loop)
 
 
 @pytest.mark.parametrize(
@@ -153,22 +158,44 @@ def test_rows_tell_what_was_spent_and_met(lines, generator):
     assert row["fallbacks"] > 0 and np.isfinite(row["objective"])
 
 
-def test_a_run_that_was_cut_off_ends_with_the_same_bits(tmp_path, lines, generator):
-    method = lohp_feedback(network=NETWORK, loop=LOOP)
+def cut_off_and_resumed(directory, lines, method):
+    """The generator of a run that was stopped after 40 updates and went on, read from disk."""
 
     def stop(progress):
         if progress.method == "lohp_feedback" and progress.step == 40:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        lj.fit(lines, method, directory=tmp_path, on_progress=stop, **FITTING)
-    lj.fit(lines, method, directory=tmp_path, resume=True, **FITTING)
-    loaded = lj.load(tmp_path, "lohp_feedback", lines)
-    for ours, theirs in zip(
-        jax.tree.leaves(loaded.params), jax.tree.leaves(generator.params), strict=True
-    ):
-        np.testing.assert_array_equal(ours, theirs)
+        lj.fit(lines, method, directory=directory, on_progress=stop, **FITTING)
+    lj.fit(lines, method, directory=directory, resume=True, **FITTING)
+    return lj.load(directory, method, lines)
+
+
+def test_a_run_that_was_cut_off_ends_with_the_same_bits(tmp_path, lines, generator):
+    loaded = cut_off_and_resumed(tmp_path, lines, lohp_feedback(network=NETWORK, loop=LOOP))
+    chex.assert_trees_all_equal(loaded.params, generator.params)
     assert lj.familiarity(loaded, of_slope(0.5)) == lj.familiarity(generator, of_slope(0.5))
+
+
+@pytest.mark.slow
+def test_in_windows_it_trains_goes_on_walks_and_is_written_as_the_whole(tmp_path, lines):
+    network = NetworkConfig(widths=(16,), embedding=16, window=1)  # one for each of both weights
+    method = lohp_feedback(network=network, loop=LOOP)
+    generator = lj.fit(lines, method, **FITTING)
+    loaded = cut_off_and_resumed(tmp_path, lines, method)
+    chex.assert_trees_all_equal(loaded.params, generator.params)
+    errors = [
+        lj.evaluate(lines, {"it": g}, KEY)["rows"][0]["objective"] for g in (generator, START)
+    ]
+    assert errors[0] < 0.3 * errors[1]
+    context = of_slope(0.5)
+    samples = lj.generate(loaded, context, KEY, num_samples=3, temperature=1.0, guidance=0.5)
+    assert np.std(samples["slope"]) > 0 and np.isfinite(samples["slope"]).all()
+    weights = jax.tree.map(lambda leaf: leaf[0], lj.generate(loaded, context, KEY))
+    lj.write_weights(tmp_path / "weights.safetensors", weights)
+    chex.assert_trees_all_equal(load_file(tmp_path / "weights.safetensors"), weights)
+    with pytest.raises(ValueError, match="or sees them whole at every step"):
+        lj.stream_weights(loaded, context, KEY, tmp_path / "streamed.safetensors")
 
 
 def test_only_generators_that_measure_it_tell_familiarity(generator):

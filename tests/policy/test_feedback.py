@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lohp_jax.networks.feedback import Observation, blank_observation, make_rule
+from lohp_jax.networks.feedback import Known, Observation, blank_observation, make_rule
 from lohp_jax.networks.policy import Heads, NetworkConfig
 from lohp_jax.policy.config import FeedbackConfig, HybridConfig
 from lohp_jax.policy.feedback import (
@@ -23,7 +23,8 @@ from lohp_jax.policy.feedback import (
 )
 from lohp_jax.policy.kernels import forward_kernel, make_policy, roll_out, unit_start
 from lohp_jax.trajectories.dataset import Coordinates, make_space
-from lohp_jax.types import TaskFamily
+from lohp_jax.types import TaskFamily, View
+from lohp_jax.windows import cut_tokens, make_windows
 
 KEY = jax.random.key(0)
 SCALE = {"bias": 0.5, "weight": 2.0}
@@ -48,11 +49,11 @@ FAMILY = TaskFamily(
 )
 
 
-def make_loop(config=FeedbackConfig(), family=FAMILY):
+def make_loop(config=FeedbackConfig(), family=FAMILY, network=NETWORK, channels=4):
     theta_0 = {"bias": jnp.float32(0.25), "weight": jnp.array([0.5, -0.5])}
     coordinates = Coordinates(theta_0, jax.tree.map(jnp.float32, SCALE), jnp.int32(0))
-    space = make_space(family, coordinates, channels=4, num_steps=2, num_teachers=1)
-    return close_loop(make_policy(space, NETWORK, HybridConfig()), space, config), space
+    space = make_space(family, coordinates, channels=channels, num_steps=2, num_teachers=1)
+    return close_loop(make_policy(space, network, HybridConfig()), space, config), space
 
 
 @functools.cache
@@ -80,6 +81,9 @@ def test_the_gradient_is_that_of_the_context_loss_by_the_tokens():
     np.testing.assert_allclose(actual, expected / rms, rtol=1e-5)
     np.testing.assert_allclose(seen.log_rms, np.log(rms), rtol=1e-5)
     np.testing.assert_allclose(seen.log_loss, np.log(context_loss(params, CONTEXT)), rtol=1e-5)
+    z, g = state[space.codec.mask], seen.gradient[space.codec.mask]
+    means = [np.mean(z**2), np.mean(z * g), np.mean(np.abs(g))]
+    np.testing.assert_allclose(seen.means, means, rtol=1e-5)
     assert seen.usable == 1 and (seen.gradient[~space.codec.mask] == 0).all()
 
 
@@ -152,9 +156,10 @@ def test_the_rule_is_the_same_for_every_weight():
     """Swapping all that is seen of two weights of a layer swaps what is done with them."""
     loop, space, _, state = made()
     start = unit_start(space)
-    rule = make_rule(space.codec, jnp.ones_like(start), widths=(6,), num_steps=2, forgotten=0.5)
+    rule = make_rule(widths=(6,), num_steps=2, forgotten=0.5)
+    known = Known(jnp.asarray(space.codec.features[:, :-1]), jnp.ones_like(start))
     seen, trust = loop.observe(CONTEXT, state), jnp.float32(0.3)
-    params = rule.init(KEY, seen, trust, STEP, state)
+    params = rule.init(KEY, seen, known, trust, STEP, state)
     params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(KEY, p.shape), params)
     assert max(p.size for p in jax.tree.leaves(params)) < 100  # none grows with the weights
     row = int(np.flatnonzero(space.codec.mask.sum(axis=1) == 2)[0])
@@ -162,9 +167,9 @@ def test_the_rule_is_the_same_for_every_weight():
     def swap(x):
         return x.at[row, :2].set(x[row, :2][::-1])
 
-    heads = rule.apply(params, seen, trust, STEP, state)
+    heads = rule.apply(params, seen, known, trust, STEP, state)
     swapped_seen = seen._replace(gradient=swap(seen.gradient))
-    swapped = rule.apply(params, swapped_seen, trust, STEP, swap(state))
+    swapped = rule.apply(params, swapped_seen, known, trust, STEP, swap(state))
     for actual, expected in zip(swapped, heads, strict=True):
         np.testing.assert_allclose(actual, swap(expected), rtol=1e-5, atol=1e-6)
     assert heads.drift[row, 0] != heads.drift[row, 1]
@@ -201,6 +206,60 @@ def test_the_policy_of_the_rule_alone_never_reads_the_condition():
     both = loop.policy.network.heads(params, looking, TEACHER, STEP, state)
     for actual, expected in zip(alone, both, strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@functools.cache
+def made_of_windows():
+    """The same of two windows of two tokens, of which the last is padding."""
+    loop, space = make_loop(network=NetworkConfig(widths=(8, 8), window=2), channels=1)
+    params = loop.policy.network.init(KEY, CONTEXT)
+    params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(KEY, p.shape), params)
+    states = jax.random.normal(jax.random.key(1), (3, *space.codec.mask.shape))
+    windows = make_windows(space.codec, 2)
+    starts = cut_tokens(windows, unit_start(space))
+    views = [View(jnp.int32(i), starts[i]) for i in range(windows.count)]
+    return loop, space, params, states, windows, views
+
+
+@pytest.mark.parametrize("half", ["policy", "open", "blind"])
+def test_heads_along_windows_are_those_along_the_whole(half):
+    loop, _, params, states, windows, views = made_of_windows()
+    policy, turn = getattr(loop, half), Turn(0.7, 1.0)
+    keep = 1.0 if half == "open" else turn
+    seen = policy.network.encode(params, CONTEXT, keep)
+    whole = policy.network.heads(params, seen, TEACHER, STEP, states[1])
+    pieces = cut_tokens(windows, states[1])
+    for view, piece in zip(views, pieces, strict=True):
+        window = getattr(loop.at_window(view, states), half)
+        seen = window.network.encode(params, CONTEXT, keep)
+        own = window.network.heads(params, seen, TEACHER, STEP, piece)
+        mask = window.codec.mask
+        for actual, expected in zip(own, whole, strict=True):
+            expected = cut_tokens(windows, expected)[view.index]
+            assert np.abs(expected[mask]).min() > 0
+            np.testing.assert_allclose(actual[mask], expected[mask], rtol=1e-5, atol=1e-6)
+
+
+def test_a_window_is_looked_at_where_it_is_and_the_others_where_they_are_stored():
+    loop, _, params, states, windows, views = made_of_windows()
+    moved = cut_tokens(windows, states[1])[0] + 1.0
+    seen = loop.policy.network.encode(params, CONTEXT, Turn(0.0, 1.0))
+    own = loop.at_window(views[0], states).blind.network.heads(params, seen, TEACHER, STEP, moved)
+    whole = states[1].at[:2].add(1.0)
+    expected = loop.blind.network.heads(params, seen, TEACHER, STEP, whole)
+    for actual, all_of_them in zip(own, expected, strict=True):
+        np.testing.assert_allclose(actual, all_of_them[:2], rtol=1e-5, atol=1e-6)
+    elsewhere = loop.at_window(views[0], states + 1.0).blind.network
+    assert (elsewhere.heads(params, seen, TEACHER, STEP, moved).drift != own.drift).any()
+
+
+def test_nothing_that_is_learned_grows_with_the_weights_but_a_vector_of_each_token():
+    loop, *_ = made_of_windows()
+    params = jax.eval_shape(loop.policy.network.init, KEY, CONTEXT)
+    assert sum(3 in leaf.shape for leaf in jax.tree.leaves(params["network"])) == 1
+    rule = made()[0].policy.network.init(KEY, CONTEXT)["rule"]
+    shapes = jax.tree.map(jnp.shape, rule)
+    assert shapes == jax.tree.map(lambda leaf: leaf.shape, params["rule"])
 
 
 def test_familiarity_is_a_conformal_p_value():
@@ -260,6 +319,6 @@ def test_bad_settings_are_refused(settings, message):
 
 def test_an_observation_of_zeros_has_the_shape_of_one():
     loop, space, _, state = made()
-    blank, seen = blank_observation(space.codec), loop.observe(CONTEXT, state)
+    blank, seen = blank_observation(*space.codec.mask.shape), loop.observe(CONTEXT, state)
     assert isinstance(blank, Observation)
     assert jax.tree.map(np.shape, blank) == jax.tree.map(np.shape, seen)

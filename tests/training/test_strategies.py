@@ -210,7 +210,7 @@ def method(name, strategy):
     )
 
 
-def windows(strategy):
+def windows(strategy, feedback="none"):
     """The main method on windows of two tokens, read from a store."""
     family, theta_0 = lines(), {"w": jnp.array([0.1, -0.2, 0.3]), "v": jnp.ones((4, 2))}
     rng, store = np.random.default_rng(0), create(None, {})
@@ -222,7 +222,7 @@ def windows(strategy):
         family, make_coordinates(store, theta_0), channels=2, num_steps=2, num_teachers=2
     )
     return train_method(
-        lohp(network=NetworkConfig(widths=(4, 4), embedding=4, window=2)),
+        lohp(network=NetworkConfig(widths=(4, 4), embedding=4, window=2), feedback=feedback),
         space,
         make_window_dataset(store, space.codec, 3),
         UpdateConfig(UPDATES, BATCH, log_every=UPDATES),
@@ -234,6 +234,7 @@ def windows(strategy):
 TRAININGS = {f.__name__: f for f in (toy, diffusion, regression, learned_solver, lista, pes)}
 TRAININGS |= {name: functools.partial(method, name) for name in METHODS}
 TRAININGS["windows"] = windows
+TRAININGS["windows_with_feedback"] = functools.partial(windows, feedback="gradient")
 QUICK = ("toy",)
 
 
