@@ -2,11 +2,14 @@
 
 import json
 import pathlib
+import statistics
 from typing import Any
 
 from benchmarks import pages
+from benchmarks.lohp.report import share
 
 RESULTS = pathlib.Path(__file__).with_name("results.json")
+QUALITY = pathlib.Path(__file__).with_name("quality.json")
 HEAD = (
     "weights",
     "preparation",
@@ -43,6 +46,35 @@ def table(rows: list[dict[str, Any]], *, whole: bool) -> str:
     return "\n".join(lines)
 
 
+def quality_table(rows: list[dict[str, Any]], part: str) -> str:
+    """Accuracy by what the network sees at once, mean and spread over seeds, beside the teacher."""
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["part"] == part:
+            groups.setdefault((row["method"], row["window"] or 0), []).append(row)
+    if not groups:
+        return "Not measured yet."
+    lines = ["| | accuracy | worst task | seeds | seconds to train |", "|---" * 5 + "|"]
+    for (method, window), found in sorted(groups.items(), key=lambda item: -_mean(item[1])):
+        seen = f"windows of {window} tokens" if window else "all tokens at once"
+        name = "teacher" if method == "teacher" else f"Lo-Hp, {seen}"
+        worst = min(row["accuracy_min"] for row in found)
+        seconds = statistics.mean(row["seconds"] for row in found)
+        told = [name, _spread(found), share(worst), str(len(found)), f"{seconds:.0f}"]
+        lines.append(f"| {' | '.join(told[:-1] + ([''] if method == 'teacher' else told[-1:]))} |")
+    return "\n".join(lines)
+
+
+def _mean(rows: list[dict[str, Any]]) -> float:
+    return statistics.mean(row["accuracy"] for row in rows)
+
+
+def _spread(rows: list[dict[str, Any]]) -> str:
+    if len(rows) == 1:
+        return share(_mean(rows))
+    return f"{share(_mean(rows))} ± {share(statistics.stdev(row['accuracy'] for row in rows))}"
+
+
 def _memory(row: dict[str, Any] | None) -> str:
     return "" if row is None else f"{row['peak_bytes'] / 2**20:,.0f} MiB"
 
@@ -51,6 +83,9 @@ def write(results: pathlib.Path) -> None:
     """Fills the tables of the page beside `results`."""
     rows = json.loads(results.read_text())["rows"]
     parts = {"windows": table(rows, whole=False), "whole": table(rows, whole=True)}
+    quality = results.with_name(QUALITY.name)
+    measured = json.loads(quality.read_text())["rows"] if quality.exists() else []
+    parts |= {part: quality_table(measured, part) for part in ("perceptron", "convolution")}
     pages.fill_readme(results, parts)
 
 

@@ -31,9 +31,8 @@ from lohp_jax.networks.policy import (
 from lohp_jax.types import Codec, Encoder, PyTree, View, Windows
 from lohp_jax.windows import Numbers, num_places, numbers_in
 
-TOKEN_VECTOR = 8
-"""Numbers that are learned of each token."""
-_RANK = 32
+TOKEN_VECTOR = 32
+"""Numbers that are learned of each token: what it listens to of all that a condition may say."""
 _OCTAVES = 8
 _SKETCH = 64
 
@@ -90,20 +89,25 @@ def _heads(sizes, windows, identity, seen, teacher, step, state, view) -> Heads:
         (num_places(windows), TOKEN_VECTOR),
         init=hk.initializers.RandomNormal(1.0),
     )
-    place = jnp.concatenate(
-        [jnp.asarray(table)[numbers.place], _where(windows.codec, numbers)], axis=-1
-    )
+    listens = jnp.asarray(table)[numbers.place]
+    place = jnp.concatenate([listens, _where(windows.codec, numbers)], axis=-1)
     x = jnp.concatenate([state, view.start, place], axis=-1)
     h = hk.Linear(widths[0], name="input")(x)
     share = _share(len(identity), numbers.label)
-    h = _read_rows(h, place, condition, share, _beside(windows.codec, numbers, averages, keep))
+    beside = _beside(windows.codec, numbers, averages, keep)
+    h = _read_rows(h, listens, place, condition, share, beside)
     condition = jnp.tensordot(share, condition, axes=1)
     out = WindowUNet(widths, 4 * state.shape[-1], name="trunk")(h, condition)
     return Heads(*jnp.split(out, 4, axis=-1))
 
 
 def _read_rows(
-    h: jax.Array, place: jax.Array, condition: jax.Array, share: jax.Array, beside: jax.Array
+    h: jax.Array,
+    listens: jax.Array,
+    place: jax.Array,
+    condition: jax.Array,
+    share: jax.Array,
+    beside: jax.Array,
 ) -> jax.Array:
     """What every label says of every token of a window, averaged over the labels it belongs to.
 
@@ -113,6 +117,7 @@ def _read_rows(
 
     Args:
       h: `[size, width]` tokens.
+      listens: `[size, TOKEN_VECTOR]`, learned of them.
       place: `[size, P]`, what is known of them.
       condition: `[rows, E]`.
       share: `[rows]` weights of the mean.
@@ -121,15 +126,15 @@ def _read_rows(
     Returns: `[size, width]`.
     """
     width = h.shape[-1]
-    listens = hk.nets.MLP([width, _RANK], activation=jax.nn.silu, name="listens")(place)
-    says = hk.Linear(_RANK * width, name="says")(condition).reshape(-1, _RANK, width)
-    rows = h[None] + jnp.einsum("tr,lrw->ltw", listens, says) / np.sqrt(_RANK)
+    says = hk.Linear(TOKEN_VECTOR * width, name="says")(condition)
+    says = says.reshape(-1, TOKEN_VECTOR, width) / np.sqrt(TOKEN_VECTOR)
+    rows = h[None] + jnp.einsum("tr,lrw->ltw", listens, says)
     if beside.shape[-1]:
         gate = 1.0 + hk.Linear(width, name="gate")(place)
         rows += gate[None] * hk.Linear(width, with_bias=False, name="beside")(beside)
-    rows = jax.nn.silu(rows)
     scale, shift = jnp.split(hk.Linear(2 * width, name="modulation")(condition), 2, axis=-1)
-    told = hk.Linear(width, name="row")(rows) * (1.0 + scale[:, None]) + shift[:, None]
+    told = hk.Linear(width, name="row")(jax.nn.silu(rows))
+    told = told * (1.0 + scale[:, None]) + shift[:, None]
     return jnp.einsum("l,ltw->tw", share, rows + jax.nn.silu(told))
 
 

@@ -39,7 +39,7 @@ def image_family(
     images: ImageSet,
     tables: dict[str, TaskTable],
     *,
-    network: str,
+    network: str | Network,
     shots: int,
     teacher_data: TeacherData = "full",
     batch_size: int | None = None,
@@ -55,7 +55,7 @@ def image_family(
       name: stored as `TaskFamily.name`.
       images: the image set; teachers and supports use its train pool, `evaluate` its query pool.
       tables: tasks for "train" and "held_out".
-      network: name of a classifier, see `make_network`.
+      network: a classifier, or the name of one for `make_network`.
       shots: support images per label.
       teacher_data: "full": the inner loss is over all training images of the task, and `context`
         draws a fresh support with its key; "support": the inner loss is over the support that
@@ -68,7 +68,9 @@ def image_family(
     """
     _check_options(teacher_data, shots, images.train.shape[1], batch_size)
     num_labels = int(tables["train"].labels.max()) + 1
-    net = make_network(network, images.train.shape[2:], num_labels)
+    net = network
+    if isinstance(network, str):
+        net = make_network(network, images.train.shape[2:], num_labels)
     tasks = _ImageTasks(images, tables, net, num_labels, shots, teacher_data, batch_size)
     return TaskFamily(
         tasks.sample,
