@@ -22,6 +22,8 @@ NAMES = {
     "lohp_consolidated": "**Lo-Hp, consolidated with the task loss**",
     "lohp_feedback_5": "**Lo-Hp with feedback**",
     "lohp_feedback_10": "**Lo-Hp with feedback**",
+    "lohp_feedback_task_loss_5": "**Lo-Hp with feedback, trained on the task loss**",
+    "lohp_feedback_task_loss_10": "**Lo-Hp with feedback, trained on the task loss**",
 }
 
 

@@ -26,6 +26,7 @@ from lohp_jax.files import write_atomically
 from lohp_jax.tasks.regression import sine_regression
 from lohp_jax.trajectories.rollout import over_tasks
 
+TASK_LOSS = lj.FeedbackConfig(objective="task_loss")
 NETWORK = lj.NetworkConfig(trunk="mlp", widths=(128, 128), embedding=128)
 METHODS = {
     "hypernetwork": lj.hypernetwork(network=NETWORK),
@@ -33,6 +34,8 @@ METHODS = {
     "lohp_consolidated": lj.lohp_consolidated(network=NETWORK),
     "lohp_feedback_5": lj.lohp_feedback(network=NETWORK),
     "lohp_feedback_10": lj.lohp_feedback(network=NETWORK),
+    "lohp_feedback_task_loss_5": lj.lohp_feedback(network=NETWORK, loop=TASK_LOSS),
+    "lohp_feedback_task_loss_10": lj.lohp_feedback(network=NETWORK, loop=TASK_LOSS),
 }
 FIT = {
     "num_tasks": 500,
@@ -41,7 +44,9 @@ FIT = {
     "updates": 1000,
     "learning_rate": 1e-3,
 }
-COMPRESSION = {"lohp_feedback_5": 20, "lohp_feedback_10": 10}
+COMPRESSION = {
+    name: FIT["num_steps"] // int(name.rpartition("_")[2]) for name in METHODS if "feedback" in name
+}
 """Of closed loops, which spend a gradient in each of their 5 or 10 steps."""
 TEACHER = "adam:0.01"
 

@@ -3,8 +3,8 @@
     python -m benchmarks.size.quality perceptron [--seeds 3]
     python -m benchmarks.size.quality convolution --data-dir DIRECTORY [--seeds 1]
 
-"perceptron" is the two-class partitions of the 8x8 digits with 1,074 weights, with windows of 16 and
-of 64 tokens, which hold nearly all of them, and without; "convolution" those of MNIST, prepared by
+"perceptron" is the two-class partitions of the 8x8 digits with 1,074 weights, without windows, with
+those of 64 tokens, of which one holds nearly all, and of 16, with as many tokens or trajectories; "convolution" those of MNIST, prepared by
 TensorFlow Datasets in DIRECTORY, with 97,770 weights. Writes quality.json and the tables of README.md.
 """
 
@@ -50,8 +50,11 @@ FIT = {
         "checkpoint_every": 500,
     },
 }
-WINDOWS = {"perceptron": (None, 64, 16), "convolution": (256,)}
-"""Tokens that the network sees at once; None for all."""
+LOOKS = {
+    "perceptron": ((None, 16), (64, 16), (16, 64), (16, 16)),
+    "convolution": ((256, 16),),
+}
+"""Tokens that the network sees at once, None for all, and trajectories per update."""
 NUM_TASKS = {"perceptron": 256, "convolution": 64}
 CHANNELS, HIDDEN = 32, 56
 
@@ -122,7 +125,7 @@ def teacher(family: TaskFamily, name: str, theta_0) -> Generator:
     return Generator(apply, theta_0, gradients=steps)
 
 
-def run(name: str, data_dir: str | None, seed: int, windows: tuple) -> list[dict[str, Any]]:
+def run(name: str, data_dir: str | None, seed: int) -> list[dict[str, Any]]:
     """Rows of a part and a seed."""
     family, key = make_family(name, data_dir, seed), jax.random.key(seed)
     theta_0 = jax.jit(family.init)(jax.random.split(key, 3)[0])  # of `fit`
@@ -137,17 +140,18 @@ def run(name: str, data_dir: str | None, seed: int, windows: tuple) -> list[dict
         rows.append(row)
         print(row, flush=True)
 
-    add("teacher", teacher(family, name, theta_0), tasks.data, 0.0, window=None)
-    for window in windows:
+    taught = teacher(family, name, theta_0)
+    add("teacher", taught, tasks.data, 0.0, window=None, batch_size=None)
+    for window, batch_size in LOOKS[name]:
         start = time.perf_counter()
-        generator, rate = fit(family, key, name, window)
-        told = {"window": window, "updates_per_second": rate}
+        generator, rate = fit(family, key, name, window, batch_size)
+        told = {"window": window, "batch_size": batch_size, "updates_per_second": rate}
         add("lohp", generator, tasks.contexts, time.perf_counter() - start, **told)
     return rows
 
 
 def fit(
-    family: TaskFamily, key: jax.Array, name: str, window: int | None
+    family: TaskFamily, key: jax.Array, name: str, window: int | None, batch_size: int
 ) -> tuple[Generator, float]:
     """A generator, and the median of the updates per second of its chunks."""
     rates = []
@@ -156,6 +160,7 @@ def fit(
         lj.lohp(network=lj.NetworkConfig(window=window)),
         key=key,
         on_progress=lambda progress: rates.append(progress.updates_per_second),
+        batch_size=batch_size,
         **FIT[name],
     )
     return generator, float(np.median(rates))
@@ -165,7 +170,8 @@ def keep(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     """Writes rows in place of those of the same part, method, window and seed."""
 
     def place(row):
-        return row["part"], row["method"], row["window"] or 0, row["seed"]
+        look = row["window"] or 0, row["batch_size"] or 0
+        return row["part"], row["method"], *look, row["seed"]
 
     there = json.loads(path.read_text())["rows"] if path.exists() else []
     new = {place(row) for row in rows}
@@ -180,14 +186,10 @@ def main() -> None:
     parser.add_argument("part", choices=FIT)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data-dir", help="of TensorFlow Datasets")
-    parser.add_argument("--windows", type=int, nargs="+", help="tokens; 0 for all at once")
     parser.add_argument("--quality", type=pathlib.Path, default=QUALITY)
     options = parser.parse_args()
-    windows = WINDOWS[options.part]
-    if options.windows:
-        windows = tuple(window or None for window in options.windows)
     for seed in range(options.seeds):
-        keep(options.quality, run(options.part, options.data_dir, seed, windows))
+        keep(options.quality, run(options.part, options.data_dir, seed))
     write(RESULTS)
 
 

@@ -48,16 +48,19 @@ def table(rows: list[dict[str, Any]], *, whole: bool) -> str:
 
 def quality_table(rows: list[dict[str, Any]], part: str) -> str:
     """Accuracy by what the network sees at once, mean and spread over seeds, beside the teacher."""
-    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, int | None, int | None], list[dict[str, Any]]] = {}
     for row in rows:
         if row["part"] == part:
-            groups.setdefault((row["method"], row["window"] or 0), []).append(row)
+            look = row["method"], row["window"], row["batch_size"]
+            groups.setdefault(look, []).append(row)
     if not groups:
         return "Not measured yet."
     lines = ["| | accuracy | worst task | seeds | seconds to train |", "|---" * 5 + "|"]
-    for (method, window), found in sorted(groups.items(), key=lambda item: -_mean(item[1])):
+    for (method, window, batch_size), found in sorted(
+        groups.items(), key=lambda item: -_mean(item[1])
+    ):
         seen = f"windows of {window} tokens" if window else "all tokens at once"
-        name = "teacher" if method == "teacher" else f"Lo-Hp, {seen}"
+        name = "teacher" if method == "teacher" else f"Lo-Hp, {seen}, {batch_size} an update"
         worst = min(row["accuracy_min"] for row in found)
         seconds = statistics.mean(row["seconds"] for row in found)
         told = [name, _spread(found), share(worst), str(len(found)), f"{seconds:.0f}"]
