@@ -55,16 +55,19 @@ def quality_table(rows: list[dict[str, Any]], part: str) -> str:
             groups.setdefault(look, []).append(row)
     if not groups:
         return "Not measured yet."
-    lines = ["| | accuracy | worst task | seeds | seconds to train |", "|---" * 5 + "|"]
+    lines = [
+        "| the policy sees | trajectories an update | accuracy | worst task | seeds | seconds to train |",
+        "|---" * 6 + "|",
+    ]
     for (method, window, batch_size), found in sorted(
         groups.items(), key=lambda item: -_mean(item[1])
     ):
         seen = f"windows of {window} tokens" if window else "all tokens at once"
-        name = "teacher" if method == "teacher" else f"Lo-Hp, {seen}, {batch_size} an update"
-        worst = min(row["accuracy_min"] for row in found)
-        seconds = statistics.mean(row["seconds"] for row in found)
-        told = [name, _spread(found), share(worst), str(len(found)), f"{seconds:.0f}"]
-        lines.append(f"| {' | '.join(told[:-1] + ([''] if method == 'teacher' else told[-1:]))} |")
+        scored = [_spread(found), share(min(row["accuracy_min"] for row in found)), str(len(found))]
+        seconds = f"{statistics.mean(row['seconds'] for row in found):.0f}"
+        about = [seen, str(batch_size), *scored, seconds]
+        cells = ["*the teacher itself*", "", *scored, ""] if method == "teacher" else about
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
