@@ -3,10 +3,10 @@
     python -m benchmarks.size.quality perceptron [--seeds 3]
     python -m benchmarks.size.quality convolution --data-dir DIRECTORY [--seeds 1]
 
-"perceptron" is the two-class partitions of the 8x8 digits with 1,074 weights: without windows, with those
-of 64 tokens, of which one holds nearly all, and of 16, with as many tokens or trajectories an update.
-"convolution" is those of MNIST, prepared by TensorFlow Datasets in DIRECTORY, with 97,770 weights. Writes
-quality.json and the tables of README.md.
+"perceptron" is the two-class partitions of the 8x8 digits with 1,074 weights: without windows, with
+those of 64 tokens, of which one holds nearly all, and of 16, with as many tokens or trajectories an
+update. "convolution" is those of MNIST, prepared by TensorFlow Datasets in DIRECTORY, with 97,770
+weights. Writes quality.json and the tables of README.md.
 """
 
 import argparse

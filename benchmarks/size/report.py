@@ -55,10 +55,15 @@ def quality_table(rows: list[dict[str, Any]], part: str) -> str:
             groups.setdefault(look, []).append(row)
     if not groups:
         return "Not measured yet."
-    lines = [
-        "| the policy sees | trajectories an update | accuracy | worst task | seeds | seconds to train |",
-        "|---" * 6 + "|",
-    ]
+    head = (
+        "the policy sees",
+        "trajectories an update",
+        "accuracy",
+        "worst task",
+        "seeds",
+        "seconds",
+    )
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for (method, window, batch_size), found in sorted(
         groups.items(), key=lambda item: -_mean(item[1])
     ):
