@@ -33,7 +33,7 @@ FIT = {
     "log_every": 10,
     "checkpoint_every": 40,
 }
-TEACHER = "adam:0.0001"
+TEACHER = "adam:0.00001"
 
 
 def hidden_units(size: int) -> int:

@@ -336,12 +336,10 @@ def plot_gradients(
         dotted = name not in curves
         style = {"linestyle": ":" if dotted else "-", "color": colors[name]}
         axes.plot(*points.T, marker=".", label=name, **style)
-    for score in scores:
-        if not any(score.method == name or _is_among(score, name) for name in lines):
-            marker = "x" if score.kind == "teacher" else "o"
-            axes.plot(score.gradients, score.value, marker, color=colors[score.method])
-            place = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 7}
-            axes.annotate(score.method, (score.gradients, score.value), **place)
+    alone = [s for s in scores if not any(s.method == n or _is_among(s, n) for n in lines)]
+    for score in alone:
+        marker = "x" if score.kind == "teacher" else "o"
+        axes.plot(score.gradients, score.value, marker, color=colors[score.method])
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xlim(left=-0.1)
     axes.xaxis.set_major_formatter("{x:g}")
@@ -351,6 +349,7 @@ def plot_gradients(
         values = np.array([s.value for s in scores])
         label += f" ({_set_log_scale(axes, 'y', values, np.zeros(len(values)))} scale)"
     axes.set_ylabel(label)
+    _name_points(axes, alone)
     if lines:
         _legend(figure)
     told = "; ".join(
@@ -364,6 +363,18 @@ def plot_gradients(
         "walk that spends a gradient at each of its steps, a dotted one an optimizer on what generators "
         "see, tuned for each number of steps.",
     )
+
+
+def _name_points(axes: Any, scores: list[Score]) -> None:
+    """Methods beside their points, one above the other where points are close."""
+    placed, points_per_pixel = [], 72 / axes.figure.dpi
+    for score in sorted(scores, key=lambda s: s.value):
+        at = score.gradients, score.value
+        x, y = points_per_pixel * axes.transData.transform(at)
+        above = [4, *(y_placed + 9 - y for x_placed, y_placed in placed if abs(x - x_placed) < 70)]
+        placed.append((x, y + max(above)))
+        place = {"xytext": (4, max(above)), "textcoords": "offset points", "fontsize": 7}
+        axes.annotate(score.method, at, **place)
 
 
 def _lines_by_gradients(
