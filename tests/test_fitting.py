@@ -226,6 +226,14 @@ def test_loading_asks_for_what_a_directory_cannot_know(family, kept):
         lj.load(directory, own_method(), other)
 
 
+def test_a_method_with_other_settings_is_not_loaded(family, kept):
+    """What a policy sees of a task, say, leaves no trace in the shapes of its params."""
+    other = own_method(config={"sees": "loss"})
+    message = r"other settings: method\.sees is absent there and 'loss' here; give the method as"
+    with pytest.raises(ValueError, match=message):
+        lj.load(kept[0], other, family)
+
+
 def test_a_context_that_does_not_fit_is_refused(family, kept):
     _, generator = kept
     context = family.context(family.sample(KEY), KEY)

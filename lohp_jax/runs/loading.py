@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lohp_jax.files import first_difference
 from lohp_jax.generation import make_generator
 from lohp_jax.methods import METHODS
 from lohp_jax.methods.training import state_shapes
@@ -33,7 +34,8 @@ def load(
     Returns: a `Generator`; its `config` is what was saved with it.
 
     Raises: FileNotFoundError if there is no checkpoint; ValueError if it is damaged, does not fit, was
-      made for another family or with another window, or needs a family or a method that was not given.
+      made for another family or with other settings of the method, or needs a family or a method that
+      was not given.
     """
     name = method if isinstance(method, str) else method.name
     folder = pathlib.Path(directory) / "checkpoints" / name
@@ -46,6 +48,11 @@ def load(
         raise ValueError(
             f"load: {name} in {directory} was trained with window={saved.get('window')}, got a method "
             f"with window={method.window}; give the NetworkConfig.window that it was trained with."
+        )
+    if difference := first_difference(saved["method"]["config"], method.config, "method"):
+        raise ValueError(
+            f"load: {name} in {directory} was trained with other settings: {difference}; give the "
+            "method as it was trained, or its name if it is one of this package."
         )
     key = jax.random.key(0)
     theta_0 = jax.eval_shape(family.init, key)
