@@ -119,11 +119,18 @@ def standard_scale(weights: Params, reference: Params, *, floor: float = 1e-3) -
     Returns: pytree like `reference` of float32 scalars.
     """
 
-    def root_mean_square(weights, reference):
-        return jnp.sqrt(jnp.mean((weights.astype(jnp.float32) - reference[None]) ** 2))
+    def distance(weights, reference):
+        return root_mean_square(weights.astype(jnp.float32) - reference[None])
 
-    leaves, structure = jax.tree.flatten(jax.tree.map(root_mean_square, weights, reference))
+    leaves, structure = jax.tree.flatten(jax.tree.map(distance, weights, reference))
     return structure.unflatten(list(floored(jnp.stack(leaves), floor=floor)))
+
+
+def root_mean_square(x: jax.Array) -> jax.Array:
+    """Scalar; 0 of an empty array, and right where squares leave the range of the numbers."""
+    largest = jnp.max(jnp.abs(x), initial=0.0)
+    unit = jnp.where(largest > 0, largest, 1.0)
+    return largest * jnp.sqrt(jnp.sum((x / unit) ** 2) / max(x.size, 1))
 
 
 def floored(rms: jax.Array, *, floor: float = 1e-3) -> jax.Array:

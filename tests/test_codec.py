@@ -236,6 +236,24 @@ def test_standard_scale_is_the_root_mean_square_per_leaf():
     assert all(s.dtype == jnp.float32 and s.shape == () for s in jax.tree.leaves(actual))
 
 
+@pytest.mark.parametrize("size", [5.0, 3e30, 3e-30])
+def test_standard_scale_takes_empty_leaves_and_numbers_of_any_size(size):
+    """Squares of 3e30 and of 3e-30 are no float32; the mean of no numbers is none at all."""
+    batch = {"empty": np.zeros((2, 0), np.float32), "full": np.full((2, 3), size, np.float32)}
+    reference = jax.tree.map(lambda leaf: np.zeros_like(leaf[0]), batch)
+    scale = standard_scale(batch, reference)
+    np.testing.assert_allclose(scale["full"], size, rtol=1e-6)
+    assert np.isfinite(scale["empty"]) and scale["empty"] > 0
+
+
+def test_weights_with_an_empty_leaf_are_encoded_and_decoded():
+    tree = {"empty": np.zeros((0, 3), np.float32), "full": np.arange(5, dtype=np.float32)}
+    reference = jax.tree.map(np.zeros_like, tree)
+    scale = standard_scale(jax.tree.map(lambda leaf: leaf[None], tree), reference)
+    codec = make_codec(tree, channels=2, reference=reference, scale=scale)
+    chex.assert_trees_all_close(codec.decode(codec.encode(tree)), tree, rtol=1e-6)
+
+
 def test_standard_scale_stays_away_from_zero():
     still = {"a": np.zeros((4, 2), np.float16), "b": np.full((4, 3), 1e-4, np.float16)}
     reference = {"a": np.zeros(2, np.float16), "b": np.zeros(3, np.float16)}

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lohp_jax.codec import root_mean_square
 from lohp_jax.networks.policy import Heads, NetworkConfig, PolicyNetwork, make_policy_network
 from lohp_jax.networks.windows import make_window_network
 from lohp_jax.policy import gaussian
@@ -77,7 +78,7 @@ def unit_start(space: Space) -> jax.Array:
     """`[length, channels]` tokens of theta_0, every leaf scaled to a root mean square of 1."""
 
     def scaled(p):
-        return p / jnp.maximum(jnp.sqrt(jnp.mean(p**2)), jnp.finfo(p.dtype).tiny)
+        return p / jnp.maximum(root_mean_square(p), jnp.finfo(p.dtype).tiny)
 
     return space.codec.lay_out(jax.tree.map(scaled, space.theta_0))
 

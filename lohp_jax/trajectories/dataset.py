@@ -155,8 +155,8 @@ def _scale_run_by_run(store: Store, theta_0: Params) -> PyTree:
         for row in range(len(store.shard(name)["losses"])):
             ends = jax.tree.leaves(store.shard(name)["states"])
             for i, (end, start) in enumerate(zip(ends, starts, strict=True)):
-                moved = end[row, -1].astype(np.float32) - start
-                total[i] += np.mean(np.square(moved), dtype=np.float64)
+                moved = end[row, -1].astype(np.float64) - start
+                total[i] += np.sum(np.square(moved)) / max(moved.size, 1)
     rms = np.sqrt(total / len(store))
     return structure.unflatten(list(floored(jnp.asarray(rms, jnp.float32))))
 
