@@ -105,20 +105,24 @@ def coordinate_descent(
             "coordinate_descent: expected a LASSO with 'A', 'b' and 'penalty', got "
             f"{sorted(problem)}; use `lbfgs` or `run_optax`."
         )
-    columns, penalty = problem["A"].T, problem["penalty"]
+    # of y = unit * x, whose columns have entries of about one: squares of small ones are no numbers
+    largest = jnp.max(jnp.abs(problem["A"]), axis=0, initial=0.0)
+    unit = jnp.where(largest > 0, largest, 1.0)
+    columns, penalty = problem["A"].T / unit[:, None], problem["penalty"] / unit
+    squares = jnp.sum(columns**2, axis=1)
 
     def update(i, state):
-        x, residual = state  # residual = b - A x
-        column, old = columns[i], x[i]
-        square = jnp.vdot(column, column)
-        new = soft_threshold(jnp.vdot(column, residual) + square * old, penalty) / square
-        return x.at[i].set(new), residual - (new - old) * column
+        y, residual = state  # residual = b - A x
+        towards = soft_threshold(jnp.vdot(columns[i], residual) + squares[i] * y[i], penalty[i])
+        new = jnp.where(largest[i] > 0, towards / jnp.maximum(squares[i], 1.0), 0.0)
+        return y.at[i].set(new), residual - (new - y[i]) * columns[i]
 
     def sweep(state):
         return jax.lax.fori_loop(0, len(columns), update, state)
 
-    state = (x0, problem["b"] - problem["A"] @ x0)
-    (x, _), path = iterate(sweep, state, num_steps, lambda state: state[0])
+    state = (unit * x0, problem["b"] - problem["A"] @ x0)
+    (y, _), path = iterate(sweep, state, num_steps, lambda state: state[0] / unit)
+    x = y / unit
     objective = objective_of(family, problem)
     return make_trace(objective, x, path, objective_calls=0, gradient_calls=num_steps)
 

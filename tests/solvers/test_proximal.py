@@ -96,6 +96,24 @@ def test_a_sweep_minimises_over_every_coordinate_in_turn():
     np.testing.assert_allclose(solve(coordinate_descent, 1, x0=start).x, x, atol=3e-4)
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-25, 1e-19, 1e22])
+def test_coordinate_descent_takes_columns_of_any_size(size):
+    """Squares of all four are no normal float32; the other coordinates are what they are without."""
+    problem = FAMILY.sample(jax.random.key(3))
+    others = problem | {"A": problem["A"][:, 1:]}
+    expected = coordinate_descent(FAMILY, others, jnp.zeros(9), 300).x
+    column = size * problem["A"][:, :1]
+    odd = problem | {"A": problem["A"].at[:, :1].set(column)}
+    trace = coordinate_descent(FAMILY, odd, jnp.zeros(10), 300)
+    if size < 1:  # a penalty of more than |column . b| keeps it at zero
+        assert trace.x[0] == 0
+        np.testing.assert_allclose(trace.x[1:], expected, atol=1e-4)
+    else:  # next to no penalty for this column: least squares along it
+        residual = odd["b"] - odd["A"] @ trace.x
+        np.testing.assert_allclose(jnp.vdot(problem["A"][:, 0], residual), 0.0, atol=1e-3)
+        assert np.isfinite(trace.x).all() and 0 < abs(trace.x[0]) < 1e-20
+
+
 @pytest.mark.parametrize("solver", [ista, fista, coordinate_descent])
 def test_traces_have_every_iterate_and_count_gradients(solver):
     trace = solve(solver, 7)
