@@ -118,7 +118,7 @@ def ltc(
     state: jax.Array | None = None,
     *,
     unfolds: int = 6,
-    dt: float = 1.0,
+    dt: jax.Array | float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs an LTC network over one sequence, by the fused (semi-implicit Euler) solver.
 
@@ -130,20 +130,23 @@ def ltc(
     Args:
       params: as from `init_ltc`.
       wiring: masks the synapses.
-      inputs: `[T, inputs]`.
+      inputs: `[T, inputs]` real numbers of any type; it computes in float32 at least.
       state: `[units]` v before the first input; None for zeros.
       unfolds: solver steps per input.
-      dt: time between two inputs.
+      dt: time between two inputs; scalar, or `[T]`, that before each input.
 
     Returns: outputs `[T, outputs]` and the last state `[units]`.
+
+    Raises: ValueError for a `dt` of another shape, or inputs that are no real numbers.
     """
     chex.assert_shape(inputs, (None, wiring.sensory_adjacency.shape[0]))
-    pos, dtype = jax.nn.softplus, inputs.dtype
+    pos, dtype = jax.nn.softplus, _type_of(inputs, params)
+    dt = _every_dt(dt, len(inputs), dtype)
     mask = jnp.asarray(wiring.adjacency != 0, dtype)
     sensory_mask = jnp.asarray(wiring.sensory_adjacency != 0, dtype)
     weight = pos(params["w"]) * mask
     sensory_weight = pos(params["sensory_w"]) * sensory_mask
-    capacity, leak = pos(params["cm"]) * (unfolds / dt), pos(params["gleak"])
+    capacity, leak = pos(params["cm"]), pos(params["gleak"])
 
     def synapses(v, prefix, weight):
         """Driving current and conductance `[units]` of the synapses that start at potentials v."""
@@ -151,23 +154,43 @@ def ltc(
         conductance = weight * gate
         return jnp.sum(conductance * params[prefix + "erev"], 0), jnp.sum(conductance, 0)
 
-    def step(v, x):
+    def step(v, now):
+        x, dt = now
         drive, conductance = synapses(x, "sensory_", sensory_weight)
         drive = drive + leak * params["vleak"]
-        conductance = conductance + capacity + leak + _EPSILON
+        inertia = capacity * (unfolds / dt)
+        conductance = conductance + inertia + leak + _EPSILON
 
         def unfold(v, _):
             current, total = synapses(v, "", weight)
-            return (capacity * v + drive + current) / (conductance + total), None
+            return (inertia * v + drive + current) / (conductance + total), None
 
         v, _ = jax.lax.scan(unfold, v, length=unfolds, unroll=True)
         return v, v[: wiring.outputs]
 
     if state is None:
         state = jnp.zeros(wiring.adjacency.shape[0], dtype)
-    x = inputs * params["input_w"][None] + params["input_b"][None]
-    state, motor = jax.lax.scan(step, state, x)
+    x = inputs.astype(dtype) * params["input_w"][None] + params["input_b"][None]
+    state, motor = jax.lax.scan(step, state.astype(dtype), (x, dt))
     return motor * params["output_w"][None] + params["output_b"][None], state
+
+
+def _type_of(inputs: jax.Array, params: dict[str, jax.Array]) -> np.dtype:
+    """What a network computes in: float32, or more if inputs or weights have more."""
+    dtype = jnp.result_type(jnp.float32, inputs, *params.values())
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"ltc: expected inputs and weights of real numbers, got {dtype}.")
+    return dtype
+
+
+def _every_dt(dt: jax.Array | float, num_inputs: int, dtype: np.dtype) -> jax.Array:
+    """`[T]` from one dt or T of them."""
+    if jnp.shape(dt) not in ((), (num_inputs,)):
+        raise ValueError(
+            f"ltc: expected a scalar dt, or one for each of {num_inputs} inputs, got shape "
+            f"{list(jnp.shape(dt))}."
+        )
+    return jnp.broadcast_to(jnp.asarray(dt, dtype), (num_inputs,))
 
 
 def _link(

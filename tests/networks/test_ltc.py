@@ -209,6 +209,48 @@ def test_the_state_is_bounded_and_gradients_are_finite(seed, scale):
     assert all(np.all(np.isfinite(leaf)) for leaf in grads.values())
 
 
+def of_eight():
+    """A network of eight units, and eight inputs for it."""
+    wiring = auto_ncp(units=8, outputs=1, inputs=2)
+    inputs = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
+    return init_ltc(jax.random.key(0), wiring), wiring, inputs
+
+
+def test_a_dt_of_each_input_is_that_of_its_step():
+    """As many inputs as units: a dt goes with an input all the same."""
+    params, wiring, inputs = of_eight()
+    dt = np.ones(8, np.float32)
+    dt[3] = 5.0
+    outputs, state = ltc(params, wiring, inputs, dt=dt)
+    expected, last = [], None
+    for x, span in zip(inputs, dt, strict=True):
+        out, last = ltc(params, wiring, x[None], last, dt=float(span))
+        expected.append(out[0])
+    np.testing.assert_allclose(outputs, np.stack(expected), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(state, last, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(outputs, ltc(params, wiring, inputs)[0], atol=1e-3)
+    with pytest.raises(
+        ValueError, match=r"scalar dt, or one for each of 8 inputs, got shape \[7\]"
+    ):
+        ltc(params, wiring, inputs, dt=dt[:7])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.int32, np.uint8, bool])
+def test_inputs_of_any_real_type_are_computed_in_float32(dtype):
+    params, wiring, inputs = of_eight()
+    inputs = jnp.asarray(np.round(np.abs(inputs)), dtype)
+    outputs, state = ltc(params, wiring, inputs)
+    expected, last = ltc(params, wiring, inputs.astype(jnp.float32))
+    assert outputs.dtype == state.dtype == jnp.float32
+    np.testing.assert_array_equal(outputs, expected)
+    again = ltc(params, wiring, inputs, state.astype(jnp.bfloat16))[1]
+    assert again.dtype == jnp.float32 and last.dtype == jnp.float32
+    with pytest.raises(
+        ValueError, match="expected inputs and weights of real numbers, got complex64"
+    ):
+        ltc(params, wiring, inputs.astype(jnp.complex64))
+
+
 def test_synapses_that_do_not_exist_have_no_effect_and_the_others_do():
     params = to_jax(normal_weights(WIRING))
     grads = state_and_gradients(params, jnp.ones((3, 3)), jnp.zeros(8))[1]
