@@ -126,12 +126,22 @@ def _decode(name: str, read: Callable[[str], bytes], prepare: Callable) -> np.nd
 
     try:
         with Image.open(io.BytesIO(read(name))) as file:
-            return np.asarray(prepare(file.convert("RGB")))
+            return np.asarray(prepare(_to_rgb(file)))
     except (OSError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"read_images: expected an image, but {name} cannot be read; replace it or take it out "
             f"({error})."
         ) from error
+
+
+def _to_rgb(file: "Image.Image") -> "Image.Image":
+    """The image the right way up, 16 bits brought to 8 rather than cut off at 255."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(file)
+    if image.mode.startswith("I"):
+        image = Image.fromarray(np.rint(np.asarray(image, np.float64) / 257).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def _in_domain(names: list[str], domain: str | None) -> list[str]:

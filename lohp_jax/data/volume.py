@@ -3,6 +3,8 @@
 import os
 import pathlib
 import zipfile
+import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +75,7 @@ def read_volume(path: str | os.PathLike, size: int = 64) -> np.ndarray:
         )
     try:
         volume = _load(path)
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"read_volume: {path} cannot be read as what its name says; replace it ({error})."
         ) from error
@@ -137,9 +139,9 @@ def _load(path: pathlib.Path) -> np.ndarray:
     if path.name.endswith(_NIFTI):
         return _load_nifti(path)
     if path.suffix == ".npy":
-        return np.load(path)
+        return _load_numpy(path)
     if path.suffix == ".npz":
-        with np.load(path) as arrays:
+        with _load_numpy(path) as arrays:
             if len(arrays.files) != 1:
                 raise ValueError(
                     f"read_volume: expected one array in {path}, got {sorted(arrays.files)}; save the "
@@ -152,12 +154,26 @@ def _load(path: pathlib.Path) -> np.ndarray:
     )
 
 
+def _load_numpy(path: pathlib.Path) -> Any:
+    try:
+        return np.load(path)
+    except (
+        ValueError
+    ) as error:  # neither of NumPy's formats, or one that would have to be unpickled
+        raise OSError(f"not an array of numbers: {error}") from error
+
+
 def _load_nifti(path: pathlib.Path) -> np.ndarray:
     try:
         import nibabel
+        from nibabel.filebasedimages import ImageFileError
+        from nibabel.spatialimages import HeaderDataError
     except ImportError as error:
         raise ImportError(
             f"read_volume: reading {path.name} needs nibabel; `pip install nibabel`, or save the array "
             "with np.save and pass the .npy file."
         ) from error
-    return np.asanyarray(nibabel.load(path).dataobj)
+    try:
+        return np.asanyarray(nibabel.load(path).dataobj)
+    except (ImageFileError, HeaderDataError) as error:
+        raise OSError(f"not a NIfTI volume: {error}") from error

@@ -112,6 +112,25 @@ def test_unreadable_and_unequal_images(tmp_path):
         read_images(tmp_path, ["a.png", "c.png"], lambda image: image)
 
 
+def test_sixteen_bits_keep_their_levels(tmp_path):
+    levels = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    (pixels,) = read_images(tmp_path, ["deep.png"], lambda image: image)
+    assert len(np.unique(pixels)) == 64
+    np.testing.assert_allclose(pixels[..., 0], levels / 257, atol=0.5)
+    assert (pixels == pixels[..., :1]).all()
+
+
+def test_photographs_stand_upright(tmp_path):
+    """A camera turned on its side writes so beside the pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+    image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+    image.save(tmp_path / "turned.png", exif=exif)
+    (pixels,) = read_images(tmp_path, ["turned.png"], lambda image: image)
+    np.testing.assert_array_equal(pixels, np.rot90(np.asarray(image), -1))
+
+
 def test_a_damaged_archive_names_the_image(tmp_path):
     write_image(tmp_path / "a.png", 1)
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:

@@ -124,6 +124,19 @@ def test_a_corrupt_file_is_named(name, tmp_path):
         read_volume(tmp_path / name)
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".nii", ".nii.gz"])
+@pytest.mark.parametrize(
+    "content", [b"<!DOCTYPE html><html></html>" * 40, b"\x00" * 1000, b"\x80\x04."]
+)
+def test_what_is_no_volume_at_all_is_named(suffix, content, tmp_path):
+    """A page that says "not found" in place of what was to be downloaded, zeros, a pickle."""
+    if suffix.startswith(".nii"):
+        pytest.importorskip("nibabel")
+    (tmp_path / f"x{suffix}").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"x{suffix} cannot be read as what its name says"):
+        read_volume(tmp_path / f"x{suffix}")
+
+
 def test_an_archive_of_several_arrays_is_rejected(tmp_path):
     np.savez(tmp_path / "two.npz", a=RAMP, b=RAMP)
     with pytest.raises(ValueError, match=r"expected one array in .*two\.npz, got \['a', 'b'\]"):
