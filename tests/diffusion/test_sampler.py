@@ -49,6 +49,19 @@ def mixture_quantiles(count):
     return np.interp((np.arange(count) + 0.5) / count, cdf, grid)
 
 
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 4])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("low", [-10.0, -24.0])
+def test_few_steps_from_almost_pure_noise_do_not_overshoot(sampler, num_steps, low):
+    """Of N(1, .5^2) every sampler that sees its exact denoiser makes no wider a distribution."""
+    one = {"weights": np.ones(1), "means": np.ones(1), "variances": np.full(1, 0.25)}
+    schedule = Schedule(log_snr_min=low)
+    options = {"sampler": sampler, "num_steps": num_steps, "num_samples": 2000}
+    x = draw(context=one, schedule=schedule, **options)[:, 0]
+    assert abs(float(x.mean()) - 1.0) < 0.05
+    assert float(x.std()) < 0.52
+
+
 @pytest.mark.parametrize("sampler, eta", [*((s, 0.0) for s in SAMPLERS), ("ddim", 0.5)])
 def test_samples_follow_the_mixture(sampler, eta):
     """As many exact samples are about 0.015 from the quantiles; fresh noise converges more slowly."""
