@@ -142,10 +142,8 @@ def ltc(
     chex.assert_shape(inputs, (None, wiring.sensory_adjacency.shape[0]))
     pos, dtype = jax.nn.softplus, _type_of(inputs, params)
     dt = _every_dt(dt, len(inputs), dtype)
-    mask = jnp.asarray(wiring.adjacency != 0, dtype)
-    sensory_mask = jnp.asarray(wiring.sensory_adjacency != 0, dtype)
-    weight = pos(params["w"]) * mask
-    sensory_weight = pos(params["sensory_w"]) * sensory_mask
+    weight = pos(params["w"]) * jnp.asarray(wiring.adjacency != 0, dtype)
+    sensory_weight = pos(params["sensory_w"]) * jnp.asarray(wiring.sensory_adjacency != 0, dtype)
     capacity, leak = pos(params["cm"]), pos(params["gleak"])
 
     def synapses(v, prefix, weight):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lohp_jax.optimizers.trees import fill
 from lohp_jax.types import PyTree
 
 Tensors = dict[Hashable, jax.Array]
@@ -58,7 +59,8 @@ def repair(
     """Other updates for bad tensors, and a fresh state; also for what all share if not finite.
 
     What belongs to a tensor is known by the structure of the parameters. In the states of `optax.masked`
-    and `optax.partition`, which have another one, an array starts anew if it is not finite itself.
+    and `optax.partition`, which have another one, an array starts anew if it is not finite itself. One
+    that has come since the start begins at zero.
 
     In a branch of its own: a select over every state would cost as much as an optimizer step, and what
     enters a branch is computed once, where XLA would compute a fused update again for each of its uses.
@@ -78,7 +80,8 @@ def repair(
         return _where(~jnp.all(jnp.isfinite(node)), new, node)
 
     def repaired(updates, state):
-        state = jax.tree.map(fresh, state, optimizer.init(params), is_leaf=mirrors_params)
+        start = fill(optimizer.init(params), state)
+        state = jax.tree.map(fresh, state, start, is_leaf=mirrors_params)
         return replace(updates, bad, others), state
 
     any_bad = functools.reduce(jnp.logical_or, bad.values())

@@ -13,7 +13,7 @@ import optax
 from lohp_jax.checks import check_num_steps, check_option
 from lohp_jax.optimizers.extra_args import with_extra_args
 from lohp_jax.optimizers.guard import branch
-from lohp_jax.optimizers.trees import check_params, check_same_params
+from lohp_jax.optimizers.trees import check_params, check_same_params, fill
 from lohp_jax.types import PyTree
 
 Mode = Literal["race", "candidate"]
@@ -147,7 +147,7 @@ def _advance(optimizer, gradient, state, params, extra) -> _Attempt:
     def keep(x, old):
         return jnp.where(ok, x, old) if jnp.issubdtype(x.dtype, jnp.inexact) else x
 
-    kept = jax.tree.map(keep, new_state, state)
+    kept = jax.tree.map(keep, new_state, fill(state, new_state))
     return _Attempt(optax.tree.where(ok, new, params), kept, ok)
 
 

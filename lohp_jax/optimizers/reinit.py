@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from lohp_jax.optimizers.extra_args import with_extra_args
-from lohp_jax.optimizers.trees import check_params, check_same_params
+from lohp_jax.optimizers.trees import check_params, check_same_params, fill
 from lohp_jax.types import PyTree
 
 _MOST_UPDATES = 3  # on the way back
@@ -135,10 +135,11 @@ def _returning(
         diverged = ~_finite((updates, optax.apply_updates(params, moved), value))
         back = under_way | diverged
         restarted = init_learned(there) if best else there_state
-        learned_state = optax.tree.where(back, restarted, learned_state)
+        learned_state = optax.tree.where(back, fill(restarted, learned_state), learned_state)
         value = jnp.float32(value)
         keep = ~back & ((value < state.kept_loss) | (not best))
-        kept = optax.tree.where(keep, (params, () if best else state.learned), state.kept)
+        here = params, () if best else state.learned
+        kept = optax.tree.where(keep, here, fill(state.kept, here))
         kept_loss = jnp.where(keep, value, state.kept_loss)
         home = jax.tree.map(lambda q, p: (q - p).astype(p.dtype), there, params)
         starts = diverged & ~under_way

@@ -9,6 +9,7 @@ from lohp_jax.types import PyTree
 
 Path = tuple[str, ...]
 Tensors = dict[Path, jax.Array]
+_BOX = jax.tree_util.GetAttrKey("value")
 
 
 def by_path(tree: PyTree) -> Tensors:
@@ -17,7 +18,12 @@ def by_path(tree: PyTree) -> Tensors:
 
 
 def keys(path: tuple) -> Path:
-    """The keys of a path of `jax.tree_util` as strings."""
+    """The keys of a path of `jax.tree_util` as strings, the box of a variable of NNX or Linen left out.
+
+    NNX shows an optimizer boxed variables in `init` and their arrays in `update`.
+    """
+    if path and path[-1] == _BOX:
+        path = path[:-1]
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
@@ -59,21 +65,34 @@ def check_same_params(
 ) -> None:
     """Gradients must fit the parameters (if any), and the state be of the shapes that `init` makes.
 
+    Arrays may have come where `init` left nothing, as in optimizers that measure or keep something from
+    their first update on.
+
     Raises: ValueError with the first tensor, or the first array of the state, that does not fit.
     """
     shapes = _shapes(updates)
     if params is not None:
         for path, shape, expected in _differences(shapes, _shapes(params)):
             raise ValueError(
-                f"{function}: the gradient at {path} has shape {shape}, its parameter {expected}; "
-                "expected one gradient for every parameter, of the same shape."
+                f"{function}: the gradient at {_where(path)} has shape {shape}, its parameter "
+                f"{expected}; expected one gradient for every parameter, of the same shape."
             )
     needed = jax.eval_shape(init, updates if params is None else params)
     for path, shape, expected in _differences(_shapes(state), _shapes(needed)):
+        if expected is None and _has_come(path, needed, updates if params is None else params):
+            continue
         raise ValueError(
-            f"{function}: the parameters have changed since init saw them (the state at {path} has "
-            f"shape {shape}, they need {expected}); call init again."
+            f"{function}: the parameters have changed since init saw them (the state at {_where(path)} "
+            f"has shape {shape}, they need {expected}); call init again."
         )
+
+
+def fill(old: PyTree, like: PyTree) -> PyTree:
+    """A state in the structure of one that may have grown since; what has come is zero."""
+    there = dict(jax.tree.leaves_with_path(old))
+    return jax.tree.map_with_path(
+        lambda path, leaf: there[path] if path in there else jnp.zeros_like(leaf), like
+    )
 
 
 def _shapes(tree: PyTree) -> dict[Path, tuple[int, ...]]:
@@ -81,9 +100,32 @@ def _shapes(tree: PyTree) -> dict[Path, tuple[int, ...]]:
 
 
 def _differences(actual: dict, expected: dict) -> list[tuple]:
-    """Name, and both shapes, where they differ; None for what is missing."""
+    """Path, and both shapes, where they differ; None for what is missing."""
     return [
-        (name_of(path) or "the root", actual.get(path), expected.get(path))
+        (path, actual.get(path), expected.get(path))
         for path in sorted(expected.keys() | actual.keys())
         if expected.get(path) != actual.get(path)
     ]
+
+
+def _where(path: Path) -> str:
+    return name_of(path) or "the root"
+
+
+def _has_come(path: Path, needed: PyTree, params: PyTree) -> bool:
+    """Whether an array stands where `init` left nothing, other than one of a parameter that is gone."""
+    lost = [place for place in _empty(params) if place]
+    return any(
+        path[: len(place)] == place and not any(path[-len(tail) :] == tail for tail in lost)
+        for place in _empty(needed)
+    )
+
+
+def _empty(tree: PyTree) -> list[Path]:
+    """Paths of the parts of a tree that have no leaves."""
+
+    def is_empty(node):
+        return not jax.tree.leaves(node)
+
+    found = jax.tree.leaves_with_path(tree, is_leaf=is_empty)
+    return [keys(path) for path, node in found if is_empty(node)]

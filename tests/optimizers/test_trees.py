@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from lohp_jax.optimizers.blends import constant_blend, graft
 from lohp_jax.optimizers.celo2 import celo2
-from lohp_jax.optimizers.hub import hub
+from lohp_jax.optimizers.hub import block_wise, hub
 from lohp_jax.optimizers.lgl2o import lgl2o
 from lohp_jax.optimizers.pretrained import pretrained, pretrained_optimizer
 from lohp_jax.optimizers.pull import anchor, decay
@@ -40,6 +41,80 @@ def update(optimizer, gradients, state, params=PARAMS):
     optimizer = optax.with_extra_args_support(optimizer)
     extra = {"value_fn": optax.tree.sum, "grad_fn": lambda p, i: gradients, "value": 1.0}
     return optimizer.update(gradients, state, params, **extra)
+
+
+WRAPPERS = {
+    **{
+        f"hub {m}": lambda arm, m=m: hub(arm, FASTER, mode=m) for m in ("vanilla", "trust", "spike")
+    },
+    "hub block-wise": lambda arm: hub(arm, FASTER, mode=block_wise(lambda path: path[-1] == "w")),
+    "hub guarded": lambda arm: hub(arm, FASTER, guard="finite"),
+    "graft": lambda arm: graft(arm, FASTER),
+    "lgl2o candidate": lambda arm: lgl2o(arm, FASTER, mode="candidate"),
+    "lgl2o race": lambda arm: lgl2o(arm, FASTER, mode="race"),
+    "increase_steps": lambda arm: increase_steps(lambda _: arm, 9),
+    "min_loss_reinit": min_loss_reinit,
+    "sam": sam,
+}
+
+
+def late(optimizer, empty):
+    """An optimizer that keeps the last gradient beside its state, where `init` has left nothing."""
+
+    def update(updates, state, params=None):
+        moved, state = optimizer.update(updates, state[0], params)
+        return moved, (state, {"last": updates} if empty == {} else updates)
+
+    return optax.GradientTransformation(lambda params: (optimizer.init(params), empty), update)
+
+
+@pytest.mark.parametrize("empty", [None, (), {}], ids=["None", "tuple", "dict"])
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_an_arm_whose_state_grows_runs_as_one_whose_does_not(name, empty):
+    plain, growing = WRAPPERS[name](ADAM), WRAPPERS[name](late(ADAM, empty))
+    states, params = [o.init(PARAMS) for o in (plain, growing)], PARAMS
+    for _ in range(3):
+        gradients = jax.tree.map(lambda p: p + 1.0, params)
+        moved = []
+        for i, optimizer in enumerate((plain, growing)):
+            updates, states[i] = update(optimizer, gradients, states[i], params)
+            moved.append(updates)
+        chex.assert_trees_all_close(*moved, rtol=1e-6)
+        params = optax.apply_updates(params, moved[0])
+
+
+def test_the_guard_starts_what_has_grown_anew():
+    optimizer = hub(late(ADAM, None), FASTER, guard="finite")
+    state = optimizer.init(PARAMS)
+    good = jax.tree.map(jnp.ones_like, PARAMS)
+    bad = good | {"s": jnp.float32(jnp.nan)}
+    for gradients in (good, bad, good):
+        updates, state = update(optimizer, gradients, state)
+        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((updates, state)))
+
+
+@pytest.mark.parametrize("name", [*WRAPPERS, "anchor", "celo2", "celo2 that ships"])
+def test_optimizers_step_in_an_nnx_optimizer(name):
+    """Which shows them boxed variables in `init` and their arrays in `update`."""
+    model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Linear(3, 1, rngs=nnx.Rngs(1)))
+    make = WRAPPERS.get(name)
+    ours = MAKERS[name]() if make is None else make(ADAM)
+    optimizer = nnx.Optimizer(model, optax.with_extra_args_support(ours), wrt=nnx.Param)
+    before = jax.tree.map(jnp.array, nnx.state(model, nnx.Param))
+    gradients = jax.tree.map(jnp.ones_like, before)
+    pure = nnx.to_pure_dict(gradients)
+    extra = {"value_fn": optax.tree.sum, "grad_fn": lambda p, i: jax.tree.map(jnp.ones_like, p)}
+    for _ in range(2):
+        optimizer.update(model, gradients, value=jnp.float32(1.0), **extra)
+    params, state = nnx.to_pure_dict(before), ours.init(nnx.to_pure_dict(before))
+    for _ in range(2):
+        updates, state = optax.with_extra_args_support(ours).update(
+            pure, state, params, value=jnp.float32(1.0), **extra
+        )
+        params = optax.apply_updates(params, updates)
+    after = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    for actual, expected in zip(jax.tree.leaves(after), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 @every
