@@ -24,7 +24,7 @@ from lohp_jax.optimizers.features import (
     update_accumulators,
 )
 from lohp_jax.optimizers.theta import check_theta
-from lohp_jax.optimizers.trees import check_params, check_same_params
+from lohp_jax.optimizers.trees import check_params, check_same_params, wide
 from lohp_jax.types import Params
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -47,6 +47,8 @@ def celo2(
 ) -> optax.GradientTransformationExtraArgs:
     """Celo2 for matrices and larger tensors, AdamW (0.9, 0.95) for vectors and scalars.
 
+    All moments are at least float32, whatever types parameters and gradients have.
+
     A gradient of NaN stays in the accumulators of its tensor, and after that every update of it is NaN;
     so does an infinite one of a vector or scalar. `hub(..., guard="finite")` starts them anew.
 
@@ -68,6 +70,7 @@ def celo2(
         optax.scale_by_learning_rate(learning_rate),
     )
     plain = optax.adamw(learning_rate, b1=0.9, b2=0.95, weight_decay=weight_decay)
+    plain = _in_float32(plain)
 
     def label(params):
         return jax.tree.map(
@@ -85,6 +88,20 @@ def celo2(
         return both.update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Keeps at least float32 inside: squares of small gradients are zero in half precision."""
+
+    def init(params):
+        return optimizer.init(jax.tree.map(wide, params))
+
+    def update(updates, state, params=None):
+        params = jax.tree.map(wide, params)
+        moved, state = optimizer.update(jax.tree.map(wide, updates), state, params)
+        return jax.tree.map(lambda m, u: m.astype(u.dtype), moved, updates), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def scale_by_celo2(theta: Params, *, orthogonalise: bool = True) -> optax.GradientTransformation:

@@ -13,7 +13,7 @@ import optax
 from lohp_jax.checks import check_num_steps, check_option
 from lohp_jax.optimizers.extra_args import with_extra_args
 from lohp_jax.optimizers.guard import branch
-from lohp_jax.optimizers.trees import check_params, check_same_params, fill
+from lohp_jax.optimizers.trees import check_params, check_same_params, check_whole, fill
 from lohp_jax.types import PyTree
 
 Mode = Literal["race", "candidate"]
@@ -81,6 +81,7 @@ def lgl2o(
 
     def init(params):
         check_params("lgl2o", params)
+        check_whole("lgl2o", params)
         rival = jax.tree.map(jnp.array, params) if racing else ()  # copied, so it can be donated
         states = hand_designed.init(params), learned.init(params)
         step, wins, failures = (jnp.zeros((), jnp.int32) for _ in range(3))

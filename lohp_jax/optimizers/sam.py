@@ -6,7 +6,7 @@ import optax.contrib
 
 from lohp_jax.checks import check_positive
 from lohp_jax.optimizers.extra_args import with_extra_args
-from lohp_jax.optimizers.trees import check_params, check_same_params, wide
+from lohp_jax.optimizers.trees import check_params, check_same_params, check_whole, wide
 
 _EPSILON = 1e-12  # a zero gradient climbs nowhere, instead of to NaN
 
@@ -44,6 +44,7 @@ def sam(
 
     def init(params):
         check_params("sam", params)
+        check_whole("sam", params)
         return around(inner.update).init(params)
 
     def update(updates, state, params=None, *, grad_fn=None, **extra):

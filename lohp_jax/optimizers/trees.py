@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from lohp_jax.types import PyTree
 
@@ -58,6 +59,20 @@ def check_params(function: str, params: PyTree) -> None:
                     f"{function}: expected unique names, got {name_of(part)!r} for the keys {other} "
                     f"and {part}; rename one."
                 )
+
+
+def check_whole(function: str, params: PyTree) -> None:
+    """For optimizers that evaluate the loss, which is one of all parameters.
+
+    Raises: ValueError for the parameters that an optimizer within a mask is shown.
+    """
+    nodes = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+    if any(isinstance(node, optax.MaskedNode) for node in nodes):
+        raise ValueError(
+            f"{function}: it evaluates the loss, which needs all parameters, and was given some of them "
+            f"by optax.masked or optax.multi_transform; put these inside, e.g. {function}(optax.masked("
+            "...)), or leave them out."
+        )
 
 
 def check_same_params(

@@ -358,6 +358,35 @@ def test_celo2_leaves_vectors_to_adam(random_theta):
     np.testing.assert_allclose(np.sqrt(np.mean(updates["w"] ** 2)), 0.1, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("gradient", ["same", jnp.float32])
+def test_celo2_keeps_its_moments_in_float32(random_theta, dtype, gradient):
+    """The square of 1e-4 is zero in float16. In a scan states must keep their types."""
+    optimizer = celo2(random_theta("celo2"), 0.1)
+    shapes = {"w": (2, 3), "b": (3,), "s": ()}
+    params = {name: jnp.ones(shape, dtype) for name, shape in shapes.items()}
+    gradients = {
+        "w": jnp.full((2, 3), 1e-4),
+        "b": jnp.array([1e-4, 0.0, -1e-4]),
+        "s": jnp.zeros(()),
+    }
+    seen = jax.tree.map(lambda g: g.astype(dtype if gradient == "same" else gradient), gradients)
+
+    def run(params, seen):
+        def step(carry, _):
+            params, state = carry
+            updates, state = optimizer.update(seen, state, params)
+            return (optax.apply_updates(params, updates), state), updates
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=3)[1]
+
+    wide, rounded = ({k: jnp.float32(x) for k, x in tree.items()} for tree in (params, seen))
+    updates = run(params, seen)
+    for actual, expected in zip(*map(jax.tree.leaves, (updates, run(wide, rounded))), strict=True):
+        assert np.isfinite(actual).all()
+        np.testing.assert_allclose(jnp.float32(actual), expected, atol=0.01)
+
+
 @pytest.mark.parametrize("shape", [(3, 5), (5, 3), (2, 4, 4)])
 def test_newton_schulz_brings_singular_values_near_one(shape):
     matrix = np.float32(np.random.default_rng(0).normal(size=shape))

@@ -117,6 +117,25 @@ def test_optimizers_step_in_an_nnx_optimizer(name):
         np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["sam", "lgl2o race", "lgl2o candidate"])
+def test_what_evaluates_the_loss_stands_around_a_mask_and_not_within(name):
+    mask = {"body": True, "s": False, "e": True}
+    labels = {"body": "a", "s": "b", "e": "b"}
+    ours = MAKERS[name]()
+    message = (
+        "needs all parameters, and was given some of them by optax.masked .*; put these inside"
+    )
+    for optimizer in (
+        optax.masked(ours, mask),
+        optax.multi_transform({"a": ours, "b": optax.sgd(0.1)}, labels),
+    ):
+        with pytest.raises(ValueError, match=message):
+            optimizer.init(PARAMS)
+    around = WRAPPERS[name](optax.masked(ADAM, mask))
+    updates, _ = update(around, PARAMS, around.init(PARAMS))
+    chex.assert_trees_all_equal_shapes(updates, PARAMS)
+
+
 @every
 def test_scalar_and_empty_leaves_pass_and_nothing_at_all_does(name):
     optimizer = MAKERS[name]()
