@@ -46,7 +46,7 @@ FIT = {
         "num_steps": 60,
         "compression": 30,
         "record_every": 30,
-        "updates": 2000,
+        "updates": 1500,
         "log_every": 25,
         "checkpoint_every": 500,
     },

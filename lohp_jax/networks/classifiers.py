@@ -132,8 +132,8 @@ def _cnn(images: jax.Array, *, widths: Sequence[int] = (32, 64, 128)) -> jax.Arr
         raise ValueError("cnn: widths must hold at least one number of channels, got none.")
     x = images
     for width in widths:
-        x = jax.nn.relu(_conv_2d(x, width, 3))
-        x = jax.nn.relu(_conv_2d(x, width, 3, stride=2))
+        x = jax.nn.relu(conv_2d(x, width, 3))
+        x = jax.nn.relu(conv_2d(x, width, 3, stride=2))
     return jnp.mean(x, axis=(1, 2))
 
 
@@ -203,7 +203,7 @@ def make_lane_cnn(channels: Sequence[int] = LANE_CHANNELS) -> hk.Transformed:
         layers = zip(channels, (5, 5, 5, 3, 3), (2, 2, 2, 1, 1), strict=True)
         x = frames
         for width, kernel, stride in layers:
-            x = jax.nn.elu(_conv_2d(x, width, kernel, stride=stride, padding=padding))
+            x = jax.nn.elu(conv_2d(x, width, kernel, stride=stride, padding=padding))
         x = hk.Flatten()(x)
         for width in (100, 50):
             x = jax.nn.elu(hk.Linear(width, w_init=_RECTIFIED)(x))
@@ -223,7 +223,7 @@ def make_lstm(units: int) -> hk.Transformed:
     return hk.without_apply_rng(hk.transform(forward))
 
 
-def _conv_2d(
+def conv_2d(
     x: jax.Array, width: int, kernel: int, *, stride: int = 1, padding: str = "SAME"
 ) -> jax.Array:
     """A 2-D convolution with a bias, `[N, height, width, channels]` in and out.

@@ -7,6 +7,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from lohp_jax.networks.classifiers import conv_2d
 from lohp_jax.types import Encoder
 
 _MOST_PIXELS = 144
@@ -84,7 +85,7 @@ def _stem(images: jax.Array) -> jax.Array:
     """Convolutions of stride two until an image has few enough positions; small ones stay pixels."""
     width = 16
     while images.shape[1] * images.shape[2] > _MOST_PIXELS:
-        images = jax.nn.silu(hk.Conv2D(width, 3, stride=2, name="stem")(images))
+        images = jax.nn.silu(conv_2d(images, width, 3, stride=2))
         width *= 2
     return images
 
