@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 from benchmarks import pages
-from benchmarks.lohp.report import share
+from benchmarks.lohp.report import share, with_spread
 from lohp_jax.evaluation import plots
 from lohp_jax.evaluation.standings import standings
 from lohp_jax.files import write_atomically
@@ -39,14 +39,18 @@ HEAD = (
     "forward passes",
     "trust",
     "training tasks",
+    "seeds",
 )
 
 
 def table(variants: dict[str, Any]) -> str:
-    """The closed loops beside the open one, Adam at several numbers of gradients, and the teacher."""
+    """The closed loops beside the open one, Adam at several numbers of gradients, and the teacher.
+
+    A mean over seeds has its standard deviation beside it.
+    """
     found = []
     for variant, content in variants.items():
-        trained = {row["method"]: _accuracy(row) for row in content["summary"]["train"]}
+        trained = {row["method"]: with_spread(row) for row in content["summary"]["train"]}
         for row in content["summary"]["held_out"]:
             loop = row["method"] == "lohp_feedback"
             name = (
@@ -63,7 +67,8 @@ def table(variants: dict[str, Any]) -> str:
 def _cells(name: str, row: dict[str, Any], told: dict[str, float], trained: str) -> list[str]:
     spent = [f"{row['gradients']:.0f}", f"{told['forward_passes']:.0f}"]
     trust = share(told["trust"]) if "trust" in told else ""
-    return [name, _accuracy(row), share(row["accuracy_min"]), *spent, trust, trained]
+    scored = [with_spread(row), share(row["accuracy_min"])]
+    return [name, *scored, *spent, trust, trained, str(row["num_seeds"])]
 
 
 def means(content: dict[str, Any], summary: dict[str, Any]) -> dict[str, float]:
@@ -83,10 +88,6 @@ def _name(method: str) -> str | None:
     if adam == "same_support_adam":
         return f"Adam on the support, {number} steps"
     return NAMES.get(method)
-
-
-def _accuracy(row: dict[str, Any]) -> str:
-    return f"{share(row['accuracy'])} ± {share(row['accuracy_std_over_seeds'])}"
 
 
 def draw(results: pathlib.Path, setting: str, content: dict[str, Any]) -> None:

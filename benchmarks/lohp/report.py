@@ -39,6 +39,12 @@ def share(value: float) -> str:
     return f"{value:.3f}".removeprefix("0")
 
 
+def with_spread(row: dict[str, Any]) -> str:
+    """Mean accuracy over seeds, with its standard deviation where there are several."""
+    spread = row["accuracy_std_over_seeds"]
+    return share(row["accuracy"]) + ("" if spread is None else f" ± {share(spread)}")
+
+
 def table(results: dict[str, Any], settings: dict[str, str]) -> str:
     """Methods that all settings have, in the order of the first."""
     summaries = [{row["method"]: row for row in results[s]["summary"]} for s in settings]
@@ -51,8 +57,7 @@ def table(results: dict[str, Any], settings: dict[str, str]) -> str:
             continue
         cells = [names[method]]
         for row in rows:
-            spread = share(row["accuracy_std_over_seeds"])
-            cells += [f"{share(row['accuracy'])} ± {spread}", share(row["accuracy_min"])]
+            cells += [with_spread(row), share(row["accuracy_min"])]
         counts = dict.fromkeys(f"{row['gradients']:.0f}" for row in rows)
         lines.append("| " + " | ".join([*cells, ", ".join(counts)]) + " |")
     return "\n".join(lines)

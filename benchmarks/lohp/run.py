@@ -62,7 +62,7 @@ def summarise(results: list[dict], split: str = "held_out") -> list[dict]:
         {
             "method": method,
             "accuracy": float(np.mean([row["accuracy"] for row in group])),
-            "accuracy_std_over_seeds": float(np.std([row["accuracy"] for row in group], ddof=1)),
+            "accuracy_std_over_seeds": _spread([row["accuracy"] for row in group]),
             "accuracy_min": min(row["accuracy_min"] for row in group),
             "gradients": float(np.mean([row["gradients"] for row in group])),
             "num_seeds": len(group),
@@ -70,6 +70,11 @@ def summarise(results: list[dict], split: str = "held_out") -> list[dict]:
         for method, group in rows.items()
     ]
     return sorted(table, key=lambda row: -row["accuracy"])
+
+
+def _spread(values: list[float]) -> float | None:
+    """Standard deviation; None of a single value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def main() -> None:
@@ -105,8 +110,8 @@ def main() -> None:
         arguments.results.write_text(json.dumps(summary, indent=1) + "\n")
         print(f"\n{setting}: {summary[setting]['command']}")
         for row in table:
-            spread = f"{row['accuracy']:.3f} ± {row['accuracy_std_over_seeds']:.3f}"
-            print(f"  {row['method']:26s} {spread}   worst task {row['accuracy_min']:.3f}")
+            scored = report.with_spread(row)
+            print(f"  {row['method']:26s} {scored}   worst task {row['accuracy_min']:.3f}")
     report.write(arguments.results)
 
 

@@ -224,7 +224,13 @@ def make_lstm(units: int) -> hk.Transformed:
 
 
 def conv_2d(
-    x: jax.Array, width: int, kernel: int, *, stride: int = 1, padding: str = "SAME"
+    x: jax.Array,
+    width: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    padding: str = "SAME",
+    name: str = "conv",
 ) -> jax.Array:
     """A 2-D convolution with a bias, `[N, height, width, channels]` in and out.
 
@@ -241,7 +247,7 @@ def conv_2d(
         b = hk.get_parameter("b", (width,), x.dtype, jnp.zeros)
         return jax.lax.platform_dependent(x, w, cpu=by_product, default=conv) + b[None, None, None]
 
-    return module("conv")(x)
+    return module(name)(x)
 
 
 def _convolve(x: jax.Array, w: jax.Array, *, stride: int, padding: str) -> jax.Array:

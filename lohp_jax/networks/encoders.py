@@ -85,7 +85,7 @@ def _stem(images: jax.Array) -> jax.Array:
     """Convolutions of stride two until an image has few enough positions; small ones stay pixels."""
     width = 16
     while images.shape[1] * images.shape[2] > _MOST_PIXELS:
-        images = jax.nn.silu(conv_2d(images, width, 3, stride=2))
+        images = jax.nn.silu(conv_2d(images, width, 3, stride=2, name="stem"))
         width *= 2
     return images
 

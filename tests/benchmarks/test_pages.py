@@ -22,6 +22,7 @@ QUICK = (
     "diffl2o_ablations",
     "diffl2o_guidance",
     "size",
+    "feedback",
 )
 
 
