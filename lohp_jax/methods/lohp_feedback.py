@@ -103,7 +103,8 @@ def _loss(loop: Loop, space: Space, config: FeedbackConfig) -> Loss:
         return functools.partial(task_loss, policy, space.family)
 
     def total(loop: Loop) -> Loss:
-        terms = [(config.rule_alone, objective(loop.blind)), (1.0, objective(loop.policy))]
+        alone = config.rule_alone if config.sees == "gradient" else 0.0  # it never walks alone
+        terms = [(alone, objective(loop.blind)), (1.0, objective(loop.policy))]
         return weighted(terms)  # what is reported is that of the whole policy
 
     def loss_at_window(params, example, key):

@@ -78,7 +78,8 @@ class FeedbackConfig:
     condition_alone: float = 0.3
     """Share of examples that follow the condition without the rule, as the gate's walk does."""
     level: float = 0.05
-    """The condition is trusted fully on tasks more familiar than this share of the training tasks."""
+    """The condition is trusted fully on tasks more familiar than this share of the training tasks; and
+    always by a policy that sees the loss alone."""
 
     def __post_init__(self):
         check_option("FeedbackConfig", "sees", self.sees, get_args(Sees))

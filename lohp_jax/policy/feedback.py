@@ -270,6 +270,11 @@ def familiarity(known: jax.Array, loss: jax.Array) -> jax.Array:
 
 
 def trust_in(config: FeedbackConfig, known: jax.Array, familiarity: jax.Array) -> jax.Array:
-    """How far the condition is followed: 0 beyond all known losses, 1 from `level` on."""
+    """How far the condition is followed: 0 beyond all known losses, 1 from `level` on.
+
+    A policy that sees the loss alone follows it always: its rule knows no way to go by itself.
+    """
+    if config.sees == "loss":
+        return jnp.ones_like(familiarity)
     least = 1 / (1 + known.size)
     return jnp.clip((familiarity - least) / max(config.level - least, least), 0.0, 1.0)

@@ -277,6 +277,8 @@ def test_trust_grows_from_nothing_beyond_all_known_losses_to_all_at_the_level():
     config, known = FeedbackConfig(level=0.05), jnp.zeros(99)
     trusts = [float(trust_in(config, known, value)) for value in (0.01, 0.03, 0.05, 0.5, 1.0)]
     np.testing.assert_allclose(trusts, [0, 0.5, 1, 1, 1], atol=1e-6)
+    no_way = FeedbackConfig(sees="loss", level=0.05)  # to go without the condition
+    assert trust_in(no_way, known, jnp.float32(0.01)) == 1
 
 
 def test_the_condition_loss_is_that_of_the_open_loop():
