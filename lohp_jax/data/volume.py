@@ -157,9 +157,7 @@ def _load(path: pathlib.Path) -> np.ndarray:
 def _load_numpy(path: pathlib.Path) -> Any:
     try:
         return np.load(path)
-    except (
-        ValueError
-    ) as error:  # neither of NumPy's formats, or one that would have to be unpickled
+    except ValueError as error:  # no format of NumPy's, or one that would have to be unpickled
         raise OSError(f"not an array of numbers: {error}") from error
 
 

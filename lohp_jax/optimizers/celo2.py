@@ -69,15 +69,14 @@ def celo2(
         optax.add_decayed_weights(weight_decay),
         optax.scale_by_learning_rate(learning_rate),
     )
-    plain = optax.adamw(learning_rate, b1=0.9, b2=0.95, weight_decay=weight_decay)
-    plain = _in_float32(plain)
+    adamw = optax.adamw(learning_rate, b1=0.9, b2=0.95, weight_decay=weight_decay)
 
     def label(params):
         return jax.tree.map(
             lambda p: "learned" if jnp.ndim(p) >= 2 and jnp.size(p) else "plain", params
         )
 
-    both = optax.partition({"learned": learned, "plain": plain}, label)
+    both = optax.partition({"learned": learned, "plain": _in_float32(adamw)}, label)
 
     def init(params):
         check_params("celo2", params)

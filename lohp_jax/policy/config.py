@@ -74,7 +74,8 @@ class FeedbackConfig:
     widths: tuple[int, ...] = (32, 32)
     """Hidden layers of the rule that all weights share."""
     rule_alone: float = 1.0
-    """Weight of the objective of the rule alone, beside that of the condition with or without it."""
+    """Weight of the objective of the rule alone, beside that of the condition with or without it; a
+    policy that sees the loss alone has none."""
     condition_alone: float = 0.3
     """Share of examples that follow the condition without the rule, as the gate's walk does."""
     level: float = 0.05
