@@ -19,6 +19,7 @@ from lohp_jax.policy.feedback import (
     close_loop,
     condition_loss,
     familiarity,
+    rule_loss,
     trust_in,
 )
 from lohp_jax.policy.hybrid import hybrid_loss
@@ -164,9 +165,15 @@ def calibrate(loop: Loop, space: Space, params: PyTree, contexts: PyTree) -> PyT
       params: as trained.
       contexts: of training tasks, leading axis `NUM_KNOWN`.
     """
-    loss = functools.partial(condition_loss, loop, space, params, teacher=_teacher(space))
-    losses = jax.lax.map(lambda context: loss(context=context), contexts, batch_size=_AT_ONCE)
-    return params | {"known": jnp.sort(jnp.where(jnp.isfinite(losses), losses, jnp.inf))}
+    halves = {"condition": condition_loss, "rule": rule_loss}
+
+    def losses(context):
+        seen = loop, space, params, context, _teacher(space)
+        return {half: loss(*seen) for half, loss in halves.items()}
+
+    known = jax.lax.map(losses, contexts, batch_size=_AT_ONCE)
+    known = jax.tree.map(lambda x: jnp.sort(jnp.where(jnp.isfinite(x), x, jnp.inf)), known)
+    return params | {"known": known}
 
 
 def appraise(
@@ -185,8 +192,8 @@ def appraise(
 def _gate(loop: Loop, space: Space, params: PyTree, context: PyTree) -> tuple[Any, Any]:
     """Familiarity of a task and trust in its condition."""
     loss = condition_loss(loop, space, params, context, _teacher(space))
-    familiar = familiarity(params["known"], loss)
-    return familiar, trust_in(loop.config, params["known"], familiar)
+    known = params["known"]
+    return familiarity(known["condition"], loss), trust_in(loop.config, known, loss)
 
 
 def _teacher(space: Space) -> jax.Array:

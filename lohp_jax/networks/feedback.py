@@ -29,8 +29,9 @@ class Observation(NamedTuple):
     Attributes:
       gradient: `[length, channels]` of the context loss by the tokens, over its root mean square; zeros
         for a policy that sees the loss alone.
-      means: `[3]` over all weights, of the squared state, the state times the gradient, and the absolute
-        gradient.
+      means: `[3]` over all weights: q, the mean of the squared state, as log(1 + q); that of the state
+        times the gradient, over sqrt(1 + q); and that of the absolute gradient. None grows faster than
+        the state, which a rule that is fed back could not bear.
       log_rms: scalar, log of that root mean square.
       log_loss: scalar, log of the context loss.
       usable: 1.0 if loss and gradient are finite, else 0.0.

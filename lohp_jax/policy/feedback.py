@@ -6,7 +6,8 @@ is the same for every weight makes of the observation. On a task unlike the trai
 wrong and the second is not; the gate therefore trusts the condition in so far as the task is familiar.
 
 Familiarity is a conformal p-value: the share of training tasks on which a walk by the condition alone
-ends at a context loss at least as high.
+ends at a context loss at least as high. Where the rule alone ended no lower on training tasks, the
+condition is trusted all the same.
 """
 
 import functools
@@ -155,7 +156,7 @@ def _loop_at(
         key, rule_key = jax.random.split(key)
         return network.init(key, context) | {
             "rule": rule.init(rule_key, *_blank_sight(policy)),
-            "known": jnp.full(NUM_KNOWN, jnp.inf),
+            "known": {half: jnp.full(NUM_KNOWN, jnp.inf) for half in ("condition", "rule")},
         }
 
     def said(view, params, embedding, *at):
@@ -230,8 +231,11 @@ def _observe(space: Space, sees_gradient: bool, context: PyTree, state: jax.Arra
     usable = jnp.isfinite(loss) & jnp.isfinite(rms)
     tiny = jnp.finfo(state.dtype).tiny
     gradient = gradient / jnp.maximum(rms, tiny)
-    means = jnp.stack([state**2, state * gradient, jnp.abs(gradient)])
-    means = jnp.where(codec.mask, means, 0.0).sum((1, 2)) / codec.mask.sum()
+    squares, products, sizes = (
+        jnp.where(codec.mask, x, 0.0).sum() / codec.mask.sum()
+        for x in (state**2, state * gradient, jnp.abs(gradient))
+    )
+    means = jnp.stack([jnp.log1p(squares), products / jnp.sqrt(1 + squares), sizes])
     log_rms = jnp.log(jnp.maximum(rms, _LEAST)) if sees_gradient else jnp.zeros(())
     log_loss = jnp.log(jnp.maximum(loss, _LEAST))
     seen = Observation(gradient, means, log_rms, log_loss, jnp.ones(()))
@@ -256,7 +260,19 @@ def condition_loss(
 ) -> jax.Array:
     """Context loss where a walk by the condition alone ends, following the means; no gradient."""
     embedding = loop.open.network.encode(params, context, 1.0)
-    states = roll_out(loop.open, params, embedding, teacher, jax.random.key(0), temperature=0.0)
+    return _end_loss(loop.open, space, params, embedding, context, teacher)
+
+
+def rule_loss(
+    loop: Loop, space: Space, params: PyTree, context: PyTree, teacher: jax.Array
+) -> jax.Array:
+    """Context loss where a walk by the rule alone ends, following the means."""
+    looking = loop.blind.network.encode(params, context, Turn(0.0, 1.0))
+    return _end_loss(loop.blind, space, params, looking, context, teacher)
+
+
+def _end_loss(policy, space, params, embedding, context, teacher) -> jax.Array:
+    states = roll_out(policy, params, embedding, teacher, jax.random.key(0), temperature=0.0)
     return space.family.context_loss(space.codec.decode(states[-1]), context)
 
 
@@ -266,15 +282,30 @@ def familiarity(known: jax.Array, loss: jax.Array) -> jax.Array:
     On tasks like the training tasks it is uniform (Vovk et al., 2005); a loss that is not finite has the
     lowest value.
     """
-    return (1 + jnp.sum(known >= loss)) / (1 + known.size)
+    return (1 + _no_lower(known, loss)) / (1 + known.size)
 
 
-def trust_in(config: FeedbackConfig, known: jax.Array, familiarity: jax.Array) -> jax.Array:
-    """How far the condition is followed: 0 beyond all known losses, 1 from `level` on.
+def _no_lower(known: jax.Array, loss: jax.Array) -> jax.Array:
+    """How many known losses are no lower; 0 for a loss that is not finite."""
+    return jnp.sum((known >= loss) & jnp.isfinite(loss))
 
-    A policy that sees the loss alone follows it always: its rule knows no way to go by itself.
+
+def trust_in(config: FeedbackConfig, known: dict[str, jax.Array], loss: jax.Array) -> jax.Array:
+    """How far the condition is followed on a task where it leads to this context loss.
+
+    From familiarity `level` on it is followed fully, beyond all known losses not at all; but at least by
+    the share of training tasks on which the rule alone ended at a loss as high, for where the rule
+    promises nothing better there is no reason to leave the condition. A policy that sees the loss alone
+    follows it always: its rule knows no way to go by itself.
+
+    Args:
+      config: of the loop.
+      known: `[K]` losses of training tasks: `condition_loss` of the "condition", `rule_loss` of the "rule".
+      loss: `condition_loss` of the task, scalar.
     """
     if config.sees == "loss":
-        return jnp.ones_like(familiarity)
-    least = 1 / (1 + known.size)
-    return jnp.clip((familiarity - least) / max(config.level - least, least), 0.0, 1.0)
+        return jnp.ones_like(loss)
+    least = 1 / (1 + known["condition"].size)
+    beyond = familiarity(known["condition"], loss) - least
+    trust = jnp.clip(beyond / max(config.level - least, least), 0.0, 1.0)
+    return jnp.maximum(trust, _no_lower(known["rule"], loss) / known["rule"].size)

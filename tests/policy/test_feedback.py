@@ -19,6 +19,7 @@ from lohp_jax.policy.feedback import (
     draw_turn,
     familiarity,
     follow,
+    rule_loss,
     trust_in,
 )
 from lohp_jax.policy.kernels import forward_kernel, make_policy, roll_out, unit_start
@@ -82,9 +83,19 @@ def test_the_gradient_is_that_of_the_context_loss_by_the_tokens():
     np.testing.assert_allclose(seen.log_rms, np.log(rms), rtol=1e-5)
     np.testing.assert_allclose(seen.log_loss, np.log(context_loss(params, CONTEXT)), rtol=1e-5)
     z, g = state[space.codec.mask], seen.gradient[space.codec.mask]
-    means = [np.mean(z**2), np.mean(z * g), np.mean(np.abs(g))]
+    squares, products, sizes = np.mean(z**2), np.mean(z * g), np.mean(np.abs(g))
+    means = [np.log1p(squares), products / np.sqrt(1 + squares), sizes]
     np.testing.assert_allclose(seen.means, means, rtol=1e-5)
     assert seen.usable == 1 and (seen.gradient[~space.codec.mask] == 0).all()
+
+
+def test_no_common_number_grows_faster_than_the_state():
+    """A rule that is fed a square of the state doubles the exponent of its state at every step."""
+    loop, _, _, state = made()
+    for far in (1e3, 1e6, 1e9):
+        seen = loop.observe(CONTEXT, far * state)
+        common = jnp.stack([*seen.means, seen.log_rms, seen.log_loss])
+        assert seen.usable == 1 and (jnp.abs(common) < 100).all()
 
 
 def test_nothing_is_differentiated_through_an_observation():
@@ -274,11 +285,18 @@ def test_familiarity_is_a_conformal_p_value():
 
 
 def test_trust_grows_from_nothing_beyond_all_known_losses_to_all_at_the_level():
-    config, known = FeedbackConfig(level=0.05), jnp.zeros(99)
-    trusts = [float(trust_in(config, known, value)) for value in (0.01, 0.03, 0.05, 0.5, 1.0)]
-    np.testing.assert_allclose(trusts, [0, 0.5, 1, 1, 1], atol=1e-6)
+    config = FeedbackConfig(level=0.05)
+    known = {"condition": jnp.arange(1.0, 100.0), "rule": jnp.full(99, 0.1)}
+    trusts = [float(trust_in(config, known, loss)) for loss in (99.5, 97.5, 95.5, 50.0, 0.5, np.inf)]
+    np.testing.assert_allclose(trusts, [0, 0.5, 1, 1, 1, 0], atol=1e-6)
     no_way = FeedbackConfig(sees="loss", level=0.05)  # to go without the condition
-    assert trust_in(no_way, known, jnp.float32(0.01)) == 1
+    assert trust_in(no_way, known, jnp.float32(99.5)) == 1
+
+
+def test_the_condition_is_trusted_at_least_where_the_rule_alone_does_no_better():
+    known = {"condition": jnp.zeros(100), "rule": jnp.arange(100.0)}  # all unfamiliar
+    trusts = [float(trust_in(FeedbackConfig(), known, loss)) for loss in (1.0, 75.0, 99.5, np.inf)]
+    np.testing.assert_allclose(trusts, [0.99, 0.25, 0, 0], atol=1e-6)
 
 
 def test_the_condition_loss_is_that_of_the_open_loop():
@@ -290,10 +308,25 @@ def test_the_condition_loss_is_that_of_the_open_loop():
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
+def test_the_rule_loss_is_that_of_a_walk_that_never_reads_the_condition():
+    loop, space, params, _ = made()
+    looking = loop.policy.network.encode(params, CONTEXT, Turn(0.0, 1.0))
+    states = roll_out(loop.policy, params, looking, TEACHER, KEY, temperature=0.0)
+    expected = context_loss(space.codec.decode(states[-1]), CONTEXT)
+    actual = rule_loss(loop, space, params, CONTEXT, TEACHER)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    other = params | {"network": jax.tree.map(lambda p: p + 1, params["network"])}
+    assert rule_loss(loop, space, other, CONTEXT, TEACHER) == actual
+
+
 def test_before_any_loss_is_known_every_task_is_familiar():
     loop, _, _, _ = made()
     known = loop.policy.network.init(KEY, CONTEXT)["known"]
-    assert known.shape == (NUM_KNOWN,) and familiarity(known, jnp.float32(1e9)) == 1
+    assert {half: losses.shape for half, losses in known.items()} == dict.fromkeys(
+        ("condition", "rule"), (NUM_KNOWN,)
+    )
+    assert trust_in(FeedbackConfig(), known, jnp.float32(1e9)) == 1
+    assert familiarity(known["condition"], jnp.float32(1e9)) == 1
 
 
 def test_a_family_without_a_context_loss_is_refused():
