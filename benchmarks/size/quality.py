@@ -6,14 +6,17 @@
 "perceptron" is the two-class partitions of the 8x8 digits with 1,074 weights: without windows, with
 those of 64 tokens, of which one holds nearly all, and of 16, with as many tokens or trajectories an
 update. "convolution" is those of MNIST, prepared by TensorFlow Datasets in DIRECTORY, with 97,770
-weights. Writes quality.json and the tables of README.md.
+weights, by open and closed loops of windows, with Adam on the same support beside them. Writes
+quality.json and the tables of README.md.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,6 +25,7 @@ import numpy as np
 
 import lohp_jax as lj
 from benchmarks.size.report import QUALITY, RESULTS, write
+from lohp_jax.baselines.adaptation import adam_on_support, tune
 from lohp_jax.data import image_set
 from lohp_jax.evaluation.scores import draw_tasks, scores
 from lohp_jax.files import write_atomically
@@ -29,34 +33,41 @@ from lohp_jax.networks.classifiers import Network
 from lohp_jax.tasks.images import image_family
 from lohp_jax.tasks.partitions import partition_tables
 from lohp_jax.trajectories.rollout import over_tasks
-from lohp_jax.types import Generator, TaskFamily
+from lohp_jax.types import Generator, Params, TaskFamily
 
+TEACHER, NUM_STEPS = "adam:0.003", 60
+ALIKE = {"teachers": TEACHER, "num_tasks": 200, "num_steps": NUM_STEPS}
 FIT = {
-    "perceptron": {
-        "teachers": "adam:0.003",
-        "num_tasks": 200,
-        "num_steps": 60,
-        "compression": 30,
-        "record_every": 30,
-        "updates": 1200,
-    },
-    "convolution": {
-        "teachers": "adam:0.003",
-        "num_tasks": 200,
-        "num_steps": 60,
+    ("perceptron", "lohp"): {"compression": 30, "record_every": 30, "updates": 1200},
+    ("convolution", "lohp"): {
         "compression": 30,
         "record_every": 30,
         "updates": 1500,
         "log_every": 25,
         "checkpoint_every": 500,
     },
+    ("convolution", "lohp_feedback"): {
+        "compression": 12,
+        "record_every": 12,
+        "updates": 600,
+        "log_every": 10,
+        "checkpoint_every": 100,
+    },
 }
 LOOKS = {
-    "perceptron": ((None, 16), (64, 16), (16, 64), (16, 16)),
-    "convolution": ((256, 16),),
+    ("perceptron", "lohp"): ((None, 16), (64, 16), (16, 64), (16, 16)),
+    ("convolution", "lohp"): ((256, 16),),
+    ("convolution", "lohp_feedback"): ((256, 16),),
 }
 """Tokens that the network sees at once, None for all, and trajectories per update."""
 NUM_TASKS = {"perceptron": 256, "convolution": 64}
+ADAM_STEPS = {"perceptron": (), "convolution": (5, 100)}
+"""Gradients of Adam on the support, whose rate is picked on `NUM_TUNING` training tasks."""
+NUM_TUNING = 16
+METHODS = {
+    "lohp": lj.lohp,
+    "lohp_feedback": functools.partial(lj.lohp_feedback, balance=lj.HybridConfig(on_policy=0.0)),
+}
 CHANNELS, HIDDEN = 32, 56
 
 
@@ -114,55 +125,67 @@ def make_family(name: str, data_dir: str | None, seed: int) -> TaskFamily:
     )
 
 
-def teacher(family: TaskFamily, name: str, theta_0) -> Generator:
+def teacher(family: TaskFamily, theta_0: Params) -> Generator:
     """What generators learn from, as one that sees all training images; its context is the task."""
-    optimizer = lj.make_optimizer(FIT[name]["teachers"])
-    steps = FIT[name]["num_steps"]
+    optimizer = lj.make_optimizer(TEACHER)
 
     def apply(theta_0, data, key, **_):
-        run = lj.rollout(family, optimizer, data, theta_0, key, num_steps=steps, record_every=steps)
+        sizes = {"num_steps": NUM_STEPS, "record_every": NUM_STEPS}
+        run = lj.rollout(family, optimizer, data, theta_0, key, **sizes)
         return jax.tree.map(lambda leaf: leaf[-1], run.states)
 
-    return Generator(apply, theta_0, gradients=steps)
+    return Generator(apply, theta_0, gradients=NUM_STEPS)
 
 
-def run(name: str, data_dir: str | None, seed: int) -> list[dict[str, Any]]:
+def run(name: str, methods: Sequence[str], data_dir: str | None, seed: int) -> list[dict[str, Any]]:
     """Rows of a part and a seed."""
     family, key = make_family(name, data_dir, seed), jax.random.key(seed)
     theta_0 = jax.jit(family.init)(jax.random.split(key, 3)[0])  # of `fit`
     tasks = draw_tasks(family, jax.random.key(100 + seed), NUM_TASKS[name], "held_out")
     rows = []
 
-    def add(method, generator, seen, seconds, **more):
+    def add(method, generator, seen, **more):
         one = jax.jit(over_tasks(lambda seen, key: generator.apply(generator.params, seen, key)))
         accuracy = np.asarray(scores(family, one(seen, tasks.keys), tasks.data))
-        row = {"part": name, "method": method, "seed": seed, "seconds": seconds, **more}
+        row = {"part": name, "method": method, "seed": seed, "gradients": generator.gradients}
+        row |= {"window": None, "batch_size": None, "seconds": None} | more
         row |= {"accuracy": float(accuracy.mean()), "accuracy_min": float(accuracy.min())}
         rows.append(row)
         print(row, flush=True)
 
-    taught = teacher(family, name, theta_0)
-    add("teacher", taught, tasks.data, 0.0, window=None, batch_size=None)
-    for window, batch_size in LOOKS[name]:
-        start = time.perf_counter()
-        generator, rate = fit(family, key, name, window, batch_size)
-        told = {"window": window, "batch_size": batch_size, "updates_per_second": rate}
-        add("lohp", generator, tasks.contexts, time.perf_counter() - start, **told)
+    if "teacher" in methods:
+        add("teacher", teacher(family, theta_0), tasks.data)
+    for num_steps in ADAM_STEPS[name] if "adam" in methods else ():
+        tuning = draw_tasks(family, jax.random.key(200 + seed), NUM_TUNING, "train")
+        tuned = tune(family, theta_0, tuning.data, tuning.contexts, num_steps=num_steps)
+        add(f"adam_{num_steps}", adam_on_support(family, theta_0, tuned), tasks.contexts)
+    for method in set(methods) & {method for part, method in FIT if part == name}:
+        for window, batch_size in LOOKS[name, method]:
+            start = time.perf_counter()
+            generator, rate = fit(family, key, name, method, window, batch_size)
+            told = {"window": window, "batch_size": batch_size, "updates_per_second": rate}
+            add(method, generator, tasks.contexts, seconds=time.perf_counter() - start, **told)
     return rows
 
 
 def fit(
-    family: TaskFamily, key: jax.Array, name: str, window: int | None, batch_size: int
+    family: TaskFamily,
+    key: jax.Array,
+    name: str,
+    method: str,
+    window: int | None,
+    batch_size: int,
 ) -> tuple[Generator, float]:
     """A generator, and the median of the updates per second of its chunks."""
     rates = []
     generator = lj.fit(
         family,
-        lj.lohp(network=lj.NetworkConfig(window=window)),
+        METHODS[method](network=lj.NetworkConfig(window=window)),
         key=key,
         on_progress=lambda progress: rates.append(progress.updates_per_second),
         batch_size=batch_size,
-        **FIT[name],
+        **ALIKE,
+        **FIT[name, method],
     )
     return generator, float(np.median(rates))
 
@@ -177,20 +200,23 @@ def keep(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     there = json.loads(path.read_text())["rows"] if path.exists() else []
     new = {place(row) for row in rows}
     rows = sorted([row for row in there if place(row) not in new] + rows, key=place)
-    content = {"schema": 1, "settings": FIT, "rows": rows}
+    settings = {" ".join(of): ALIKE | fitted for of, fitted in FIT.items()}
+    content = {"schema": 1, "settings": settings, "rows": rows}
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def main() -> None:
     """Measures a part and writes its rows."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("part", choices=FIT)
+    parser.add_argument("part", choices=NUM_TASKS)
+    rows = ("teacher", "adam", *METHODS)
+    parser.add_argument("--methods", nargs="+", choices=rows, default=rows)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data-dir", help="of TensorFlow Datasets")
     parser.add_argument("--quality", type=pathlib.Path, default=QUALITY)
     options = parser.parse_args()
     for seed in range(options.seeds):
-        keep(options.quality, run(options.part, options.data_dir, seed))
+        keep(options.quality, run(options.part, options.methods, options.data_dir, seed))
     write(RESULTS)
 
 

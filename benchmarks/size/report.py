@@ -10,6 +10,11 @@ from benchmarks.lohp.report import share
 
 RESULTS = pathlib.Path(__file__).with_name("results.json")
 QUALITY = pathlib.Path(__file__).with_name("quality.json")
+OTHERS = {
+    "teacher": "*the teacher itself*",
+    "adam_5": "*Adam on the support*",
+    "adam_100": "*Adam on the support*",
+}
 HEAD = (
     "weights",
     "preparation",
@@ -58,6 +63,7 @@ def quality_table(rows: list[dict[str, Any]], part: str) -> str:
     head = (
         "the policy sees",
         "trajectories an update",
+        "gradients",
         "accuracy",
         "worst task",
         "seeds",
@@ -67,12 +73,16 @@ def quality_table(rows: list[dict[str, Any]], part: str) -> str:
     for (method, window, batch_size), found in sorted(
         groups.items(), key=lambda item: -_mean(item[1])
     ):
-        seen = f"windows of {window} tokens" if window else "all tokens at once"
+        name = OTHERS.get(method)
+        if name is None:
+            name = f"windows of {window} tokens" if window else "all tokens at once"
+        if method == "lohp_feedback":
+            name += ", and the gradient"
         scored = [_spread(found), share(min(row["accuracy_min"] for row in found)), str(len(found))]
-        seconds = f"{statistics.mean(row['seconds'] for row in found):.0f}"
-        about = [seen, str(batch_size), *scored, seconds]
-        cells = ["*the teacher itself*", "", *scored, ""] if method == "teacher" else about
-        lines.append(f"| {' | '.join(cells)} |")
+        seconds = [row["seconds"] for row in found if row["seconds"] is not None]
+        took = f"{statistics.mean(seconds):.0f}" if seconds else ""
+        spent = str(found[0]["gradients"])
+        lines.append(f"| {' | '.join([name, str(batch_size or ''), spent, *scored, took])} |")
     return "\n".join(lines)
 
 

@@ -20,7 +20,10 @@ from lohp_jax.windows import numbers_in
 
 _EMBEDDING = 8
 _DESCENT = 0.3
-"""Root mean square of the step along the negative gradient that the untrained rule takes."""
+"""Root mean square of the step along the negative gradient that the untrained rule takes. The trained one
+says its logarithm: near a solution steps become as many times shorter as the loss does."""
+_LOG_LONGEST = 2.0
+"""Largest logarithm of a step over that of the untrained rule."""
 
 
 class Observation(NamedTuple):
@@ -87,7 +90,8 @@ def make_rule(*, widths: tuple[int, ...], num_steps: int, forgotten: float = 0.0
         out = hk.Linear(5, w_init=jnp.zeros, name="output")(jax.nn.relu(h))
         drift, log_std, backward_drift, backward_log_std, descent = jnp.moveaxis(out, -1, 0)
         drift += (1 - trust) * forgotten * state  # alone, it goes on from where it is
-        return Heads(drift - (descent + _DESCENT) * g, log_std, backward_drift, backward_log_std)
+        descent = _DESCENT * jnp.exp(jnp.minimum(descent, _LOG_LONGEST))
+        return Heads(drift - descent * g, log_std, backward_drift, backward_log_std)
 
     return hk.without_apply_rng(hk.transform(rule))
 

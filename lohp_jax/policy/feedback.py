@@ -300,7 +300,8 @@ def trust_in(config: FeedbackConfig, known: dict[str, jax.Array], loss: jax.Arra
 
     Args:
       config: of the loop.
-      known: `[K]` losses of training tasks: `condition_loss` of the "condition", `rule_loss` of the "rule".
+      known: `[K]` losses of training tasks, `condition_loss` of the "condition" and `rule_loss` of the
+        "rule".
       loss: `condition_loss` of the task, scalar.
     """
     if config.sees == "loss":

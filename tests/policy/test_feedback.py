@@ -287,7 +287,9 @@ def test_familiarity_is_a_conformal_p_value():
 def test_trust_grows_from_nothing_beyond_all_known_losses_to_all_at_the_level():
     config = FeedbackConfig(level=0.05)
     known = {"condition": jnp.arange(1.0, 100.0), "rule": jnp.full(99, 0.1)}
-    trusts = [float(trust_in(config, known, loss)) for loss in (99.5, 97.5, 95.5, 50.0, 0.5, np.inf)]
+    trusts = [
+        float(trust_in(config, known, loss)) for loss in (99.5, 97.5, 95.5, 50.0, 0.5, np.inf)
+    ]
     np.testing.assert_allclose(trusts, [0, 0.5, 1, 1, 1, 0], atol=1e-6)
     no_way = FeedbackConfig(sees="loss", level=0.05)  # to go without the condition
     assert trust_in(no_way, known, jnp.float32(99.5)) == 1
