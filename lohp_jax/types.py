@@ -336,9 +336,8 @@ class Method:
       share: updates, as a share of those asked for.
       check: `(family) -> None`, raises ValueError for a family that it cannot serve, before anything is
         prepared; None for a method that takes any.
-      calibrate: `(params, contexts, others) -> params`, after the last update, from two contexts of each
-        of some training tasks, with a leading axis; None for a method that measures nothing against
-        them.
+      calibrate: `(params, contexts) -> params`, after the last update, from contexts of training tasks
+        with a leading axis; None for a method that measures nothing against them.
       appraise: `(params, context, key) -> dict` of scalars that say what a walk met: at least
         `familiarity`, in (0, 1]; None for a method that knows no such thing.
       gradients: of the task's loss, that a walk of all steps evaluates.
@@ -357,7 +356,7 @@ class Method:
     starts_from: "Method | None" = None
     share: float = 1.0
     check: Callable[[TaskFamily], None] | None = None
-    calibrate: Callable[[PyTree, PyTree, PyTree], PyTree] | None = None
+    calibrate: Callable[[PyTree, PyTree], PyTree] | None = None
     appraise: Callable[..., dict[str, jax.Array]] | None = None
     gradients: int = 0
     forward_passes: int = 0

@@ -156,26 +156,22 @@ def _walk_trusting(
     )
 
 
-def calibrate(loop: Loop, space: Space, params: PyTree, contexts: PyTree, others: PyTree) -> PyTree:
-    """`Method.calibrate`: keeps the losses that familiarity and trust are measured against.
+def calibrate(loop: Loop, space: Space, params: PyTree, contexts: PyTree) -> PyTree:
+    """`Method.calibrate`: keeps the losses that familiarity is measured against.
 
     Args:
       loop: the policy.
       space: where it walks.
       params: as trained.
       contexts: of training tasks, leading axis `NUM_KNOWN`.
-      others: of the same tasks, drawn anew: the rule may fit a context without learning the task.
     """
-    teacher = _teacher(space)
+    halves = {"condition": condition_loss, "rule": rule_loss}
 
-    def losses(pair):
-        context, other = pair
-        return {
-            "condition": condition_loss(loop, space, params, context, teacher),
-            "rule": rule_loss(loop, space, params, context, other, teacher),
-        }
+    def losses(context):
+        seen = loop, space, params, context, _teacher(space)
+        return {half: loss(*seen) for half, loss in halves.items()}
 
-    known = jax.lax.map(losses, (contexts, others), batch_size=_AT_ONCE)
+    known = jax.lax.map(losses, contexts, batch_size=_AT_ONCE)
     known = jax.tree.map(lambda x: jnp.sort(jnp.where(jnp.isfinite(x), x, jnp.inf)), known)
     return params | {"known": known}
 

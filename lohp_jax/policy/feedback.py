@@ -6,7 +6,7 @@ is the same for every weight makes of the observation. On a task unlike the trai
 wrong and the second is not; the gate therefore trusts the condition in so far as the task is familiar.
 
 Familiarity is a conformal p-value: the share of training tasks on which a walk by the condition alone
-ends at a context loss at least as high. Where the rule alone ended no lower on most of them, the
+ends at a context loss at least as high. Where the rule alone ended no lower on training tasks, the
 condition is trusted all the same.
 """
 
@@ -264,16 +264,11 @@ def condition_loss(
 
 
 def rule_loss(
-    loop: Loop,
-    space: Space,
-    params: PyTree,
-    context: PyTree,
-    other: PyTree,
-    teacher: jax.Array,
+    loop: Loop, space: Space, params: PyTree, context: PyTree, teacher: jax.Array
 ) -> jax.Array:
-    """Loss on another context of the task where a walk by the rule alone ends, following the means."""
+    """Context loss where a walk by the rule alone ends, following the means."""
     looking = loop.blind.network.encode(params, context, Turn(0.0, 1.0))
-    return _end_loss(loop.blind, space, params, looking, other, teacher)
+    return _end_loss(loop.blind, space, params, looking, context, teacher)
 
 
 def _end_loss(policy, space, params, embedding, context, teacher) -> jax.Array:
@@ -298,10 +293,10 @@ def _no_lower(known: jax.Array, loss: jax.Array) -> jax.Array:
 def trust_in(config: FeedbackConfig, known: dict[str, jax.Array], loss: jax.Array) -> jax.Array:
     """How far the condition is followed on a task where it leads to this context loss.
 
-    From familiarity `level` on it is followed fully, beyond all known losses not at all; but where the
-    rule promises nothing better there is no reason to leave it. It is followed by half if the rule alone
-    ended higher on half of the training tasks, fully from three quarters of them on. A policy that sees
-    the loss alone follows it always: its rule knows no way to go by itself.
+    From familiarity `level` on it is followed fully, beyond all known losses not at all; but at least by
+    the share of training tasks on which the rule alone ended at a loss as high, for where the rule
+    promises nothing better there is no reason to leave the condition. A policy that sees the loss alone
+    follows it always: its rule knows no way to go by itself.
 
     Args:
       config: of the loop.
@@ -313,6 +308,5 @@ def trust_in(config: FeedbackConfig, known: dict[str, jax.Array], loss: jax.Arra
         return jnp.ones_like(loss)
     least = 1 / (1 + known["condition"].size)
     beyond = familiarity(known["condition"], loss) - least
-    familiar = beyond / max(config.level - least, least)
-    higher = _no_lower(known["rule"], loss) / known["rule"].size
-    return jnp.clip(jnp.maximum(familiar, 2 * higher - 0.5), 0.0, 1.0)
+    trust = jnp.clip(beyond / max(config.level - least, least), 0.0, 1.0)
+    return jnp.maximum(trust, _no_lower(known["rule"], loss) / known["rule"].size)

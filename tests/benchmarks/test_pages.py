@@ -23,7 +23,6 @@ QUICK = (
     "diffl2o_guidance",
     "size",
     "feedback",
-    "quadratics",
 )
 
 
