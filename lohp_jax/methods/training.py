@@ -1,7 +1,6 @@
 """Training of a method on stored trajectories: one pure update, and the engine around it."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +8,12 @@ import jax.numpy as jnp
 from lohp_jax.methods.step import TrainState, draw_batches, example_at, make_update
 from lohp_jax.methods.windows import check_dataset, read_windows, window_chances
 from lohp_jax.policy.feedback import NUM_KNOWN
+from lohp_jax.tasks.support import name_canonically
 from lohp_jax.training import engine
 from lohp_jax.training.distributed import Strategy
 from lohp_jax.training.gradient import scheduled_adam
 from lohp_jax.trajectories.dataset import Dataset, WindowDataset
-from lohp_jax.types import Example, Method, PyTree, Space
+from lohp_jax.types import Example, Method, PyTree, Space, TaskFamily
 
 _ADVICE = (
     "Start in another run directory with a lower learning_rate or clip_norm, or a larger end_std of the "
@@ -130,10 +130,7 @@ def make_training(
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def finish(state, dataset):
-        index = jax.random.randint(finish_key, (NUM_KNOWN,), 0, len(dataset.teacher))
-        keys = jax.random.split(finish_key, NUM_KNOWN)
-        example = functools.partial(example_at, space.family, dataset)
-        contexts = jax.vmap(lambda row, key: example(row, key).context)(index, keys)
+        contexts = _known_contexts(space.family, dataset, finish_key)
         return state._replace(params=method.calibrate(state.params, contexts))
 
     def draw(first_step, count):
@@ -155,6 +152,17 @@ def make_training(
         log_every=config.log_every,
         advice=_ADVICE,
     )
+
+
+def _known_contexts(family: TaskFamily, dataset: Dataset, key: jax.Array) -> PyTree:
+    """Contexts of `NUM_KNOWN` stored tasks, their labels in canonical order as in generation."""
+    index = jax.random.randint(key, (NUM_KNOWN,), 0, len(dataset.teacher))
+
+    def draw(row, key):
+        data = jax.tree.map(lambda leaf: leaf[row], dataset.data)
+        return family.context(name_canonically(family, data, key), key)
+
+    return jax.vmap(draw)(index, jax.random.split(key, NUM_KNOWN))
 
 
 def num_updates(method: Method, updates: int) -> int:

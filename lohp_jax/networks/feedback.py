@@ -20,8 +20,8 @@ from lohp_jax.windows import numbers_in
 
 _EMBEDDING = 8
 _DESCENT = 0.3
-"""Root mean square of the step along the negative gradient that the untrained rule takes. The trained one
-says its logarithm: near a solution steps become as many times shorter as the loss does."""
+"""Root mean square of the step along the negative gradient that the untrained rule takes. The trained
+one says its logarithm: near a solution steps become as many times shorter as the loss does."""
 _LOG_LONGEST = 2.0
 """Largest logarithm of a step over that of the untrained rule."""
 

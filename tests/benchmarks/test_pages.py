@@ -23,6 +23,7 @@ QUICK = (
     "diffl2o_guidance",
     "size",
     "feedback",
+    "quadratics",
 )
 
 
