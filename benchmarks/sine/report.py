@@ -16,6 +16,7 @@ NAMES = {
     "same_support_adam_best": "Adam on the points, best number of steps",
     "maml": "MAML",
     "hypernetwork": "hypernetwork, trained on the task loss",
+    "hypernetwork_long": "hypernetwork, with four times the tasks and updates",
     "hypernetwork_regression": "hypernetwork, regression to the teacher's weights",
     "teacher": "teacher, Adam on a hundred points",
     "lohp": "**Lo-Hp**",

@@ -30,6 +30,7 @@ TASK_LOSS = lj.FeedbackConfig(objective="task_loss")
 NETWORK = lj.NetworkConfig(trunk="mlp", widths=(128, 128), embedding=128)
 METHODS = {
     "hypernetwork": lj.hypernetwork(network=NETWORK),
+    "hypernetwork_long": lj.hypernetwork(network=NETWORK),
     "hypernetwork_regression": lj.hypernetwork_regression(network=NETWORK),
     "lohp_consolidated": lj.lohp_consolidated(network=NETWORK),
     "lohp_feedback_5": lj.lohp_feedback(network=NETWORK),
@@ -44,10 +45,14 @@ FIT = {
     "updates": 1000,
     "learning_rate": 1e-3,
 }
-COMPRESSION = {
-    name: FIT["num_steps"] // int(name.rpartition("_")[2]) for name in METHODS if "feedback" in name
+LONG = {"num_tasks": 2000, "updates": 4000}
+LONGER = {"hypernetwork_long": LONG} | {
+    name: LONG | {"compression": FIT["num_steps"] // int(name.rpartition("_")[2])}
+    for name in METHODS
+    if "feedback" in name
 }
-"""Of closed loops, which spend a gradient in each of their 5 or 10 steps."""
+"""Settings of closed loops, which spend a gradient in each of their 5 or 10 steps and whose rule learns
+to descend only after some 1,500 updates, and of a hypernetwork with as many."""
 TEACHER = "adam:0.01"
 
 
@@ -99,7 +104,7 @@ def generator_rows(name: str, shots: int, seeds: int, num_tasks: int) -> list[di
     family = sine_regression(shots=shots)
     tasks, contexts = rivals.tasks_and_contexts(family, jax.random.key(100), "held_out", num_tasks)
     rows = []
-    settings = FIT | {"compression": COMPRESSION.get(name, FIT["compression"])}
+    settings = FIT | LONGER.get(name, {})
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as directory:
             key = jax.random.key(seed)

@@ -49,15 +49,15 @@ FIT = {
     ("convolution", "lohp_feedback"): {
         "compression": 12,
         "record_every": 12,
-        "updates": 600,
-        "log_every": 10,
-        "checkpoint_every": 100,
+        "updates": 240,
+        "log_every": 20,
+        "checkpoint_every": 120,
     },
 }
 LOOKS = {
     ("perceptron", "lohp"): ((None, 16), (64, 16), (16, 64), (16, 16)),
     ("convolution", "lohp"): ((256, 16),),
-    ("convolution", "lohp_feedback"): ((256, 16),),
+    ("convolution", "lohp_feedback"): ((256, 8),),
 }
 """Tokens that the network sees at once, None for all, and trajectories per update."""
 NUM_TASKS = {"perceptron": 256, "convolution": 64}
