@@ -121,6 +121,8 @@ class ProblemFamily(TaskFamily):
         without what hands over the optimum.
       check: `(problem) -> None`, raises ValueError for a problem that no solver can use; not pure.
       composite: for proximal solvers; None for a smooth objective.
+      certificate: `(x, problem) -> scalar`, how far the objective at x can be above the minimum, e.g. a
+        duality gap; None where nothing proves it.
     """
 
     objective: Callable[[jax.Array, PyTree], jax.Array] | None = None
@@ -130,6 +132,7 @@ class ProblemFamily(TaskFamily):
     features: Callable[[PyTree], jax.Array] | None = None
     check: Callable[[PyTree], None] | None = None
     composite: Composite | None = None
+    certificate: Callable[[jax.Array, PyTree], jax.Array] | None = None
 
 
 class Progress(NamedTuple):

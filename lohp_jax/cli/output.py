@@ -64,6 +64,27 @@ def print_solutions(results: dict[str, Any]) -> None:
         cells = (row[name] for name in columns)
         table.add_row(row["method"], *("-" if cell is None else f"{cell:.3g}" for cell in cells))
     rich.console.Console().print(table)
+    for note in _notes(results):
+        print(note)
+
+
+def _notes(results: dict[str, Any]) -> list[str]:
+    """What gaps are worth where f* is not certified, or a method lies below the reference."""
+    notes, count = [], results["rows"][0]["num_problems"]
+    if results["certified"] < count and results["gap"] == "relative":
+        notes.append(
+            f"not certified: f* of {count - results['certified']} of {count} problems; their gaps "
+            "count from the dual value, and are upper bounds."
+        )
+    elif results["certified"] < count:
+        notes.append(
+            f"not certified: f* of {count - results['certified']} of {count} problems; their gaps "
+            "count from the best value of the label solver, and can be below 0."
+        )
+    below = [row["method"] for row in results["rows"] if row["below_reference"] > 0]
+    if below:
+        notes.append(f"below the label solver's value on some problems: {', '.join(below)}.")
+    return notes
 
 
 def print_standings(learned: dict[str, Any], adam: dict[str, Any]) -> None:

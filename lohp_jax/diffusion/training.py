@@ -15,7 +15,7 @@ from lohp_jax.diffusion.generator import (
     regression_config,
 )
 from lohp_jax.diffusion.loss import REACH, make_loss
-from lohp_jax.diffusion.oracle import Solved, solved
+from lohp_jax.diffusion.oracle import Solved, certify, solved
 from lohp_jax.networks.denoiser import make_network
 from lohp_jax.training.distributed import Strategy
 from lohp_jax.training.engine import (
@@ -120,12 +120,20 @@ def solved_pool(
 ) -> Solved | None:
     """`count` problems, or `config.pool`, with their labels; None if there are to be none.
 
+    Labels that float32 does not certify are solved again in float64 on the host; not so inside
+    `jax.jit` or `jax.vmap`, where there is one precision.
+
+    Warns: UserWarning, if labels are left that nothing certifies.
+
     Raises: ValueError for a family that lacks a function which training needs.
     """
     _check_family(family)
     count = config.pool if count is None else count
     solve = jax.jit(functools.partial(solved, family, config.oracle))
-    return solve(jax.random.split(key, count)) if count else None
+    if not count:
+        return None
+    pool = solve(jax.random.split(key, count))
+    return pool if isinstance(key, jax.core.Tracer) else certify(family, pool)
 
 
 def denoiser_training(

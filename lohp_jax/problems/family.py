@@ -28,6 +28,7 @@ def problem_family(
     features: Callable[[Problem], jax.Array],
     check: Callable[[Problem], None],
     composite: Composite | None = None,
+    certificate: Callable[[jax.Array, Problem], jax.Array] | None = None,
 ) -> ProblemFamily:
     """A `ProblemFamily` whose loss and evaluation are its objective, and whose context is the problem.
 
@@ -56,6 +57,7 @@ def problem_family(
         features=features,
         check=check,
         composite=composite,
+        certificate=certificate,
     )
 
 

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -21,7 +22,7 @@ from lohp_jax.solvers.proximal import fista, soft_threshold
 from lohp_jax.types import Composite, ProblemFamily
 
 _STEPS = 200  # of the label solver, between two looks at what it has reached
-_MOST_LOOKS = 50
+_MOST_LOOKS = 50  # in float32; ten times as many in float64
 _TOLERANCE = 1e-6  # relative, of the duality gap of a label and of the last change in it
 
 
@@ -115,19 +116,18 @@ def duality_gap(x: jax.Array, problem: Problem) -> jax.Array:
 
     Args:
       x: `[n]`.
-      problem: of a LASSO.
+      problem: of a LASSO; its penalty may be `[n]`, one for each entry.
     """
     residual = problem["b"] - problem["A"] @ x
     correlation = problem["A"].T @ residual
-    largest = jnp.maximum(jnp.max(jnp.abs(correlation)), problem["penalty"])
-    shrink = problem["penalty"] / largest
+    shrink = 1.0 / jnp.maximum(jnp.max(jnp.abs(correlation) / problem["penalty"]), 1.0)
     slack = problem["penalty"] * jnp.abs(x) - shrink * x * correlation
     return 0.5 * (1.0 - shrink) ** 2 * jnp.vdot(residual, residual) + jnp.sum(slack)
 
 
 def lasso_objective(x: jax.Array, problem: Problem) -> jax.Array:
     """f(x) = 1/2 |A x - b|² + λ |x|_1."""
-    return _smooth(x, problem) + problem["penalty"] * jnp.sum(jnp.abs(x))
+    return _smooth(x, problem) + jnp.sum(problem["penalty"] * jnp.abs(x))
 
 
 def _smooth(x: jax.Array, problem: Problem) -> jax.Array:
@@ -145,29 +145,53 @@ def _lipschitz(problem: Problem) -> jax.Array:
     return jnp.linalg.eigvalsh(gram)[-1]
 
 
+def _equilibrated(problem: Problem) -> tuple[Problem, Callable[[jax.Array], jax.Array]]:
+    """The same problem with columns of length 1, b of entries up to 1, and a penalty for each entry.
+
+    Columns in units of their own make FISTA as slow as the square of the largest length by the smallest,
+    and their squares are no numbers.
+
+    Returns: the problem, and what takes its x back.
+    """
+    matrix, b = problem["A"], problem["b"]
+    largest = _or_one(jnp.max(jnp.abs(matrix), axis=0))
+    matrix = matrix / largest[None]
+    length, size = _or_one(jnp.linalg.norm(matrix, axis=0)), _or_one(jnp.max(jnp.abs(b)))
+    most = jnp.finfo(matrix.dtype).max / 2**10  # infinity times 0 is no number
+    penalty = jnp.minimum(problem["penalty"] / size / largest / length, most)
+    scaled = {"A": matrix / length[None], "b": b / size, "penalty": penalty}
+    return scaled, lambda y: y / length / largest * size
+
+
+def _or_one(size: jax.Array) -> jax.Array:
+    return jnp.where(size > 0, size, 1.0)
+
+
 def _family(name, columns, sample, features) -> ProblemFamily:
     def start(problem):
         return jnp.zeros_like(problem["A"][0])
 
     def solve(problem, key):
-        """FISTA with restarts until the duality gap is under 1e-6 f or x stalls; 10,000 steps at most.
+        """FISTA with restarts until the duality gap is under 1e-6 f or x stalls; no randomness.
 
         In float32 the gap does not always get there: its rounding error is about 1e-7 |b| / λ.
         """
-        lipschitz = _lipschitz(problem)
-
-        def unsolved(state):
-            x, change, looks = state
-            gap, value = duality_gap(x, problem), lasso_objective(x, problem)
-            stalled = change <= _TOLERANCE * jnp.max(jnp.abs(x))
-            return (gap > _TOLERANCE * value) & ~stalled & (looks < _MOST_LOOKS)
+        scaled, unscale = _equilibrated(problem)
+        lipschitz = _lipschitz(scaled)
+        dtype = scaled["A"].dtype
+        rounding, most = 8 * jnp.finfo(dtype).eps, _MOST_LOOKS * (10 if dtype == jnp.float64 else 1)
 
         def improve(state):
-            x, _, looks = state
-            new = fista(family, problem, x, _STEPS, restart=True, lipschitz=lipschitz).x
-            return new, jnp.max(jnp.abs(new - x)), looks + 1
+            y, _, looks = state
+            new = fista(family, scaled, y, _STEPS, restart=True, lipschitz=lipschitz).x
+            gap, value = duality_gap(new, scaled), lasso_objective(new, scaled)
+            stalled = jnp.max(jnp.abs(new - y)) <= rounding * jnp.max(jnp.abs(new))
+            return new, (gap > _TOLERANCE * value) & ~stalled & (looks < most), looks + 1
 
-        return jax.lax.while_loop(unsolved, improve, (start(problem), jnp.inf, 0))[0]
+        # the condition is a part of the state: under vmap it is asked for twice, and where XLA rounds
+        # the two in other ways, a problem that is neither solved nor improved holds the loop for ever
+        state = start(problem), jnp.array(True), 1
+        return unscale(jax.lax.while_loop(lambda state: state[1], improve, state)[0])
 
     def frame(problem):
         """Around 0; solutions are about as long as b, for columns of length 1."""
@@ -186,6 +210,7 @@ def _family(name, columns, sample, features) -> ProblemFamily:
         features=features,
         check=lambda problem: check_lasso(problem, name),
         composite=Composite(_smooth, _prox, _lipschitz),
+        certificate=duality_gap,
     )
     return family
 

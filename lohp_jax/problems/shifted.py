@@ -75,6 +75,7 @@ def shifted_family(
         frame=lambda problem: _frame(problem["shift"], shifted),
         features=feature_vector,
         check=lambda problem: _check_problem(name, problem, rotated),
+        certificate=objective,  # the minimum is 0
     )
 
 

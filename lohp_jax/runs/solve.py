@@ -26,6 +26,7 @@ from lohp_jax.diffusion.training import DIFFUSION, WARM_START, initial_params, t
 from lohp_jax.files import SCHEMA, first_difference, write_atomically, write_json
 from lohp_jax.networks.denoiser import DenoiserConfig, product_pairs
 from lohp_jax.problems import PROBLEMS, make_problem
+from lohp_jax.problems.reference import TOLERANCE, solve_certified
 from lohp_jax.runs.config import from_json
 from lohp_jax.runs.directory import environment, open_directory, read_config
 from lohp_jax.solvers.descent import lbfgs, run_optax
@@ -44,6 +45,7 @@ SUCCESS = 1e-2
 """A gap below it is a success."""
 _MEMORY, _MOST = 2**30, 256  # of the problems solved in one piece: bytes, and their number
 _NUM_CHECKPOINTS = 10  # of a training
+_ARRAYS = ("x", "value", "reference", "certified")  # of solutions.npz
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +132,8 @@ class Solutions(NamedTuple):
       multistart: `[M]` what it finds from as many random starts as there are proposals.
       curves: `[M, 3, steps + 1]` best value so far of the refiner from all proposals, from the random
         starts and from the family's start.
-      reference: `[M]` the objective at the label solver's solution.
+      reference: `[M]` float64, what gaps count from, see `Reference.floor`: f* where it is certified.
+      certified: `[M]` whether it is.
       objective_calls: stage -> `[M]`, of "refine" (from proposals and start), "multistart" and
         "baseline".
       gradient_calls: likewise.
@@ -143,7 +146,8 @@ class Solutions(NamedTuple):
     baseline: jax.Array
     multistart: jax.Array
     curves: jax.Array
-    reference: jax.Array
+    reference: np.ndarray
+    certified: np.ndarray
     objective_calls: dict[str, jax.Array]
     gradient_calls: dict[str, jax.Array]
 
@@ -292,7 +296,8 @@ def solve(
     refined["refine"], seconds["refine"] = batched(stages.from_proposals, problems, proposals)
     refined["multistart"], seconds["multistart"] = batched(stages.from_random, problems, keys)
     refined["baseline"], seconds["baseline"] = batched(stages.from_start, problems)
-    (proposed, reference), _ = batched(stages.look, problems, keys, proposals)
+    proposed, _ = batched(stages.look, problems, proposals)
+    reference = solve_certified(family, problems, keys)
     solutions = Solutions(
         proposals=proposals,
         proposed=proposed,
@@ -301,7 +306,8 @@ def solve(
         baseline=refined["refine"].baseline,
         multistart=refined["multistart"].value,
         curves=jnp.stack([found.curve for found in refined.values()], axis=1),
-        reference=reference,
+        reference=reference.floor,
+        certified=reference.certified,
         objective_calls={name: found.objective_calls for name, found in refined.items()},
         gradient_calls={name: found.gradient_calls for name, found in refined.items()},
     )
@@ -316,8 +322,7 @@ class _Stages(NamedTuple):
       from_proposals: `(problem, proposals) -> Refined`, with the family's start beside them.
       from_random: `(problem, key) -> Refined`, from as many random starts.
       from_start: `(problem) -> Refined`, from the family's start.
-      look: `(problem, key, proposals) -> ([K], scalar)`, the objective there and at the label solver's
-        solution.
+      look: `(problem, proposals) -> [K]`, the objective there.
     """
 
     propose: Callable[..., Any]
@@ -347,9 +352,8 @@ def _stages(
     def from_start(problem):
         return improve(problem, family.start(problem))
 
-    def look(problem, key, proposals):
-        objective = objective_of(family, problem)
-        return jax.vmap(objective)(proposals), objective(family.solve(problem, key))
+    def look(problem, proposals):
+        return jax.vmap(objective_of(family, problem))(proposals)
 
     return _Stages(propose, from_proposals, from_random, from_start, look)
 
@@ -441,11 +445,12 @@ def solve_run(
         "schema": SCHEMA,
         "family": config.family,
         "gap": gap_of(family),
+        "certified": int(np.sum(solutions.certified)),
         "config": dataclasses.asdict(config),
         "environment": environment(),
         "rows": rows_of(config, solutions, seconds),
     }
-    arrays = {name: np.asarray(getattr(solutions, name)) for name in ("x", "value", "reference")}
+    arrays = {name: np.asarray(getattr(solutions, name)) for name in _ARRAYS}
     _write_npz(directory / "solutions.npz", arrays)
     write_json(directory / "results.json", results)
     on_stage("drawing")
@@ -550,16 +555,23 @@ def gap_of(family: ProblemFamily) -> Literal["relative", "absolute"]:
 def gaps_of(
     gap: Literal["relative", "absolute"], values: np.ndarray, reference: np.ndarray
 ) -> np.ndarray:
-    """Gaps of values to f*, negative below the label solver's; `inf` where they are not finite."""
-    reference = np.asarray(reference)
-    gaps = np.asarray(values) - reference
-    if gap == "relative":
-        gaps = gaps / np.maximum(np.abs(reference), np.finfo(np.float32).tiny)
+    """Gaps of values to the reference, `inf` where they are not finite.
+
+    Below the reference they are negative, but 0 within `TOLERANCE`, which is what f* is known to.
+    Relative gaps are `inf` where the reference is a bound of another sign than the value.
+    """
+    values, reference = np.float64(values), np.float64(reference)
+    gaps = values - reference
+    if gap == "relative":  # there is no bound on it where f* can be 0
+        gaps = np.where(values * reference > 0, gaps, np.inf) / np.where(
+            reference, abs(reference), 1.0
+        )
+    gaps = np.where((gaps < 0) & (gaps >= -TOLERANCE), 0.0, gaps)
     return np.where(np.isfinite(gaps), gaps, np.inf)
 
 
 def gap_statistics(gaps: np.ndarray) -> dict[str, Any]:
-    """Mean, quartiles, each None where it is not finite, and the share of successes."""
+    """Mean, quartiles, each None where it is not finite, the share of successes, and of gaps below 0."""
     with np.errstate(invalid="ignore"):  # between infinities
         low, middle, high = np.quantile(gaps, [0.25, 0.5, 0.75])
     return {
@@ -567,6 +579,7 @@ def gap_statistics(gaps: np.ndarray) -> dict[str, Any]:
         "gap_median": _finite(middle),
         "gap_quartiles": [_finite(low), _finite(high)],
         "success": float(np.mean(gaps < SUCCESS)),
+        "below_reference": float(np.mean(gaps < 0)),
     }
 
 

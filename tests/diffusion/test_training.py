@@ -23,6 +23,8 @@ from lohp_jax.diffusion.training import (
 )
 from lohp_jax.generation import generate
 from lohp_jax.networks.denoiser import DenoiserConfig
+from lohp_jax.problems import lasso
+from lohp_jax.problems.reference import certified
 from lohp_jax.training.engine import DivergedError, Saving
 from lohp_jax.types import Composite
 
@@ -225,6 +227,28 @@ def test_a_solution_out_of_reach_of_the_frame_is_not_learned_from(quadratic):
     for far in (1e3, 1e30):
         (loss, _), slopes = loss_fn(start, item._replace(solution=jnp.full(2, far)), KEY)
         assert loss == 0 and not any(slope.any() for slope in jax.tree.leaves(slopes))
+
+
+def test_labels_of_columns_in_any_unit_are_certified():
+    rng = np.random.default_rng(0)
+    columns = rng.normal(size=(5, 10)) * np.logspace(-2, 2, 10)
+    family = lasso(dictionary=columns, penalty=1e-2)
+    keys = jax.random.split(KEY, 16)
+    rough = jax.jit(functools.partial(solved, family, SMALL.oracle))(keys)
+    assert not certified(family, rough.value, rough.excess).all()
+    pool = solved_pool(family, SMALL, KEY, 16)
+    np.testing.assert_array_equal(jax.random.key_data(pool.key), jax.random.key_data(rough.key))
+    assert certified(family, pool.value, pool.excess).all()
+    assert pool.solution.dtype == pool.value.dtype == pool.excess.dtype == jnp.float32
+    problems = jax.vmap(lambda key: family.sample(key, "train"))(pool.key)
+    values = jax.vmap(family.objective)(pool.solution, problems)
+    np.testing.assert_allclose(values, pool.value, rtol=1e-4)
+
+
+def test_labels_that_nothing_certifies_are_named():
+    family = dataclasses.replace(lasso(5, 10), certificate=lambda x, problem: jnp.inf)
+    with pytest.warns(UserWarning, match=r"of 'lasso' proven .* got 8 of 8 that are not"):
+        solved_pool(family, SMALL, KEY, 8)
 
 
 def test_labels_and_trajectories_are_those_of_the_family(quadratic):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lohp_jax import cli
+from lohp_jax.cli.output import print_solutions
 from lohp_jax.diffusion.config import DiffusionConfig
 from lohp_jax.evaluation import solve_plots
 from lohp_jax.generation import generate
@@ -131,7 +132,7 @@ def test_calls_are_counted(run):
     }
 
 
-def fabricated(values, reference, steps=0):
+def fabricated(values, reference, steps=0, certified=True):
     """Solutions of two problems where all methods reach the same, with calls of their own."""
     values, stages = np.float32(values), ("refine", "multistart", "baseline")
     calls = {stage: np.full(2, 10.0**power) for power, stage in enumerate(stages)}
@@ -143,7 +144,8 @@ def fabricated(values, reference, steps=0):
         baseline=values,
         multistart=values,
         curves=np.tile(values[:, None, None], (1, 3, steps + 1)),
-        reference=np.float32(reference),
+        reference=np.float64(reference),
+        certified=np.array([True, certified]),
         objective_calls=calls,
         gradient_calls={stage: 2 * count for stage, count in calls.items()},
     )
@@ -328,8 +330,36 @@ def test_gaps_by_their_definition():
         ("absolute", [1, 0.1, 1, np.inf]),
     ):
         np.testing.assert_allclose(solve_runs.gaps_of(gap, values, reference), expected)
+    bounds = solve_runs.gaps_of("relative", np.array([3.0, 3.0, 3.0]), np.array([0.0, -1.0, 2.0]))
+    np.testing.assert_allclose(bounds, [np.inf, np.inf, 0.5])  # no bound on (f - f*) / f* below 0
+    below = solve_runs.gaps_of("relative", np.array([0.99995, 0.9]), np.ones(2))
+    np.testing.assert_allclose(below, [0.0, -0.1])
     found = solve_runs.gap_statistics(np.array([0.0, 0.005, 0.02, 0.03]))
     assert found["success"] == 0.5 and found["gap_median"] == 0.0125
+
+
+@pytest.mark.parametrize(
+    "family, values, certified, notes",
+    [
+        ("lasso_5x10", [2.1, 5.1], True, []),
+        ("lasso_5x10", [2.1, 5.1], False, ["not certified: f* of 1 of 2", "upper bounds"]),
+        (
+            "rastrigin_2",
+            [2.1, 4.9],
+            False,
+            ["not certified: f* of 1 of 2", "can be below 0"],
+        ),
+    ],
+)
+def test_the_table_says_what_gaps_are_worth(family, values, certified, notes, capsys):
+    config = solve_runs.SolveConfig(family, num_samples=1)
+    solutions = fabricated(values, [2.0, 5.0], certified=certified)
+    rows = solve_runs.rows_of(config, solutions, SECONDS)
+    gap = solve_runs.gap_of(make_problem(family))
+    print_solutions({"family": family, "gap": gap, "certified": 1 + certified, "rows": rows})
+    out = " ".join(capsys.readouterr().out.split())
+    assert all(note in out for note in notes) and ("not certified" in out) == bool(notes)
+    assert ("below the label solver's value" in out) == (values[1] < 5)
 
 
 def lohp(capsys, *arguments):
