@@ -101,17 +101,28 @@ def resample_volume(volume: np.ndarray, size: int = 64) -> np.ndarray:
     check_volume("resample_volume", volume)
     if size < 2:
         raise ValueError(f"resample_volume: size must be at least 2, got {size}.")
-    if volume.dtype == np.uint8:
-        low, high = 0.0, 255.0
-    elif volume.dtype == np.uint16:
-        low, high = 0.0, float(_MAX)
+    if volume.dtype in (np.uint8, np.uint16):
+        high = np.iinfo(volume.dtype).max
     else:
-        low, high = float(volume.min()), float(volume.max())
+        volume = _from_zero(volume)
+        high = volume.max()
     side = min(volume.shape)
     starts = [(n - side) // 2 for n in volume.shape]
     cube = volume[tuple(slice(start, start + side) for start in starts)].astype(np.float64)
-    cube = ndimage.zoom(cube, size / side, order=1)
-    return np.rint((cube - low) / (high - low) * _MAX).astype(np.uint16)
+    cube = ndimage.zoom(cube / float(high), size / side, order=1)
+    return np.rint(cube * _MAX).astype(np.uint16)
+
+
+def _from_zero(volume: np.ndarray) -> np.ndarray:
+    """Less its smallest value, with nothing beyond the range of its type on the way.
+
+    Differences of integers are exact in uint64, which wraps as they do; floats are halved first.
+    """
+    if volume.dtype.kind in "ui":
+        return volume.astype(np.uint64) - volume.min().astype(np.uint64)
+    volume = volume.astype(np.promote_types(volume.dtype, np.float64))
+    volume = volume / np.abs(volume).max() / 2
+    return volume - volume.min()
 
 
 def check_volume(caller: str, volume: np.ndarray) -> None:
@@ -122,7 +133,10 @@ def check_volume(caller: str, volume: np.ndarray) -> None:
             f"{volume.shape}; pick one volume of a series, e.g. with [..., 0]."
         )
     if volume.dtype.kind not in "uif":
-        raise ValueError(f"{caller}: expected integers or floats, got dtype {volume.dtype}.")
+        raise ValueError(
+            f"{caller}: expected integers or floats, got dtype {volume.dtype}; convert it, e.g. with "
+            "np.abs if it is complex, or astype(np.float32)."
+        )
     bad = int(np.sum(~np.isfinite(volume)))
     if bad:
         raise ValueError(

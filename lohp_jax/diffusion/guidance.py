@@ -124,12 +124,20 @@ def gradients_at(
         signal = jnp.maximum(jnp.sum(mean**2) - noise, 0.0)
         if "smoothed_gradient" in parts:
             values["smoothed_gradient"] = mean
-        snr = {part: signal / (single if part == "gradient" else noise) for part in parts}
+        snr = {part: _ratio(signal, single if part == "gradient" else noise) for part in parts}
     bound = LARGEST_LOG_SNR
     clipped = {
         part: jnp.clip(jnp.log(jnp.nan_to_num(ratio)), -bound, bound) for part, ratio in snr.items()
     }
     return Gradients(values, clipped)
+
+
+def _ratio(signal: jax.Array, noise: jax.Array) -> jax.Array:
+    """Signal / noise, both >= 0; 0 / 0 is 0."""
+    some = noise > 0.0
+    return jnp.where(
+        some, signal / jnp.where(some, noise, 1.0), jnp.where(signal > 0.0, jnp.inf, 0.0)
+    )
 
 
 def _trace_of_variance(samples: jax.Array) -> jax.Array:

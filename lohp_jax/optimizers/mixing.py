@@ -253,9 +253,11 @@ def norm_ratios(a: Tensors, b: Tensors, group: Group) -> Scalars:
     """|a| / |b| by group, 0 where b is 0, infinite where a square overflows."""
     squares, ratios = inner(a, a, group), {}
     for name, square in inner(b, b, group).items():
-        ratio = jnp.sqrt(squares[name]) * jax.lax.rsqrt(square)
-        ratio = jnp.where(square > 0.0, ratio, 0.0)
         overflow = jnp.isinf(squares[name]) | jnp.isinf(square)
+        known = (square > 0.0) & ~overflow
+        ratio = jnp.sqrt(jnp.where(overflow, 0.0, squares[name])) * jax.lax.rsqrt(
+            jnp.where(known, square, jnp.inf)
+        )
         ratios[name] = jnp.where(overflow, jnp.inf, ratio)
     return ratios
 

@@ -100,9 +100,9 @@ def online_mixer(
         shares = {}
         for name, old in state.alpha.items():
             norm = jnp.sqrt(scale[0][name]) * jnp.sqrt(scale[1][name])
-            cosine = jnp.where(norm > 0.0, slope[name] / norm, 0.0)
-            moved = jnp.clip(old - rate * cosine, low, high)
-            shares[name] = jnp.where(jnp.isfinite(cosine), moved, old)
+            known = (norm > 0.0) & jnp.isfinite(norm) & jnp.isfinite(slope[name])
+            cosine = jnp.where(known, slope[name], 0.0) / jnp.where(known, norm, 1.0)
+            shares[name] = jnp.where(known, jnp.clip(old - rate * cosine, low, high), old)
         updates, difference = {}, {}
         for path, hand in ours.items():
             share = shares[group_of(path, group)] if hand.size else 1.0

@@ -94,8 +94,9 @@ def spike_mixer(
             moments[name_of(path)] = moment = decay * old + (1.0 - decay) * square
             past = moment / (1.0 - decay ** jnp.float32(step))  # an integer would be static eagerly
             # s = 1 / (1 + (c^2 / r^2)^(p / 2)), 0 where there never was a gradient
-            share = 1.0 / (1.0 + (threshold**2 * past / square) ** (sharpness / 2.0))
-            share = jnp.where(square > 0.0, share, 0.0)
+            some = square > 0.0
+            relative = threshold**2 * past / jnp.where(some, square, 1.0)
+            share = jnp.where(some, 1.0 / (1.0 + relative ** (sharpness / 2.0)), 0.0)
             updates[path] = blend(share, proposal.ours[path], proposal.theirs[path])
             if share.size:
                 sums[path], largest[path] = jnp.sum(share), jnp.max(share)

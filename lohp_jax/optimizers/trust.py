@@ -284,7 +284,7 @@ def _score(tally: Tally) -> jax.Array:
 
 
 def _quotient(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.where(b > 0.0, a / b, 0.0)
+    return jnp.where(b > 0.0, a / jnp.where(b > 0.0, b, 1.0), 0.0)
 
 
 def _norm(tensors: Tensors, group: Group) -> jax.Array:

@@ -10,7 +10,9 @@ squared residuals (no factor 1/2, nats squared). Where s_0 is drawn from p_0, lo
 log Z + log p_0(s_0); where it is fixed, log F(s_0) = log Z and log P_B of step 0 is 0.
 
 Gradients flow through every argument but `offline`; states sampled from the policy must enter with
-their gradient stopped.
+their gradient stopped. Losses are in float32 at least, whatever the arguments: in half precision neither
+sums over a trajectory nor the weights of its pairs are what they should be. A reward of zero, log R =
+-inf, is infinitely out of balance: the losses are inf.
 """
 
 from typing import Literal, get_args
@@ -33,7 +35,7 @@ def potentials(log_ratio: jax.Array, log_flow: jax.Array) -> jax.Array:
     Returns: `[T + 1]`, in nats. The last entry is the log importance weight of the trajectory,
       before - log p_0(s_0) where s_0 is drawn.
     """
-    _assert_trajectory(log_ratio, log_flow)
+    log_ratio, log_flow = _trajectory(log_ratio, log_flow)
     return log_flow - jnp.pad(jnp.cumsum(log_ratio), (1, 0))
 
 
@@ -46,7 +48,7 @@ def db_loss(log_ratio: jax.Array, log_flow: jax.Array) -> jax.Array:
 
     Returns: scalar, in nats squared.
     """
-    _assert_trajectory(log_ratio, log_flow)
+    log_ratio, log_flow = _trajectory(log_ratio, log_flow)
     return jnp.mean(jnp.square(log_flow[:-1] + log_ratio - log_flow[1:]))
 
 
@@ -59,7 +61,7 @@ def tb_loss(log_ratio: jax.Array, log_flow: jax.Array) -> jax.Array:
 
     Returns: scalar, in nats squared.
     """
-    _assert_trajectory(log_ratio, log_flow)
+    log_ratio, log_flow = _trajectory(log_ratio, log_flow)
     return jnp.square(log_flow[0] + jnp.sum(log_ratio) - log_flow[-1])
 
 
@@ -80,7 +82,7 @@ def subtb_loss(log_ratio: jax.Array, log_flow: jax.Array, *, lambda_: float = 0.
     """
     _require_positive("subtb_loss", "lambda_", lambda_)
     potential = potentials(log_ratio, log_flow)
-    return _weighted_mean(jnp.square(potential[:, None] - potential[None, :]), lambda_)
+    return _weighted_mean(jnp.square(_differences(potential[:, None], potential[None])), lambda_)
 
 
 def log_variance_loss(log_weight: jax.Array) -> jax.Array:
@@ -92,10 +94,13 @@ def log_variance_loss(log_weight: jax.Array) -> jax.Array:
     Args:
       log_weight: `[B]` log importance weights of B trajectories, in nats.
 
-    Returns: scalar population variance (divided by B), in nats squared.
+    Returns: scalar population variance (divided by B), in nats squared; inf if a weight is zero.
     """
     chex.assert_rank(log_weight, 1)
-    return jnp.var(log_weight)
+    log_weight = _wide(log_weight)
+    zero = jnp.isneginf(log_weight)
+    spread = jnp.var(jnp.where(zero, 0.0, log_weight))
+    return jnp.where(jnp.any(zero), jnp.inf, spread)
 
 
 def lohp_residuals(
@@ -147,7 +152,7 @@ def lohp_residuals(
     chex.assert_shape(states, (num_steps + 1, dimension))
     chex.assert_shape(offline, (compression * num_steps + 1, dimension))
 
-    centers = jax.lax.stop_gradient(offline[::compression])
+    states, centers = _wide(states), _wide(jax.lax.stop_gradient(offline[::compression]))
     variance = jnp.broadcast_to(jnp.asarray(variance, states.dtype), (num_steps + 1,))
     coefficient = potentials(log_ratio, log_coefficient)
     end = _log_reward(states, centers, variance)
@@ -155,7 +160,7 @@ def lohp_residuals(
         start = end[:, None]
     else:
         start = _log_reward(states[:, None], centers[None, :], variance[None, :])
-    return jnp.triu((coefficient[:, None] + start) - (coefficient + end)[None, :], k=1)
+    return _differences(coefficient[:, None] + start, (coefficient + end)[None])
 
 
 def lohp_loss(
@@ -178,6 +183,7 @@ def lohp_loss(
     Raises: ValueError, if `lambda_` or `huber_delta` is not positive and finite in float32.
     """
     _require_positive("lohp_loss", "lambda_", lambda_)
+    residuals = _wide(residuals)
     if huber_delta is None:
         return _weighted_mean(jnp.square(residuals), lambda_)
     _require_positive("lohp_loss", "huber_delta", huber_delta)
@@ -259,7 +265,16 @@ def _weighted_mean(values, lambda_):
     gap = _gap(values, values.dtype)
     log_weight = gap * jnp.log(jnp.asarray(lambda_, values.dtype))
     weight = jax.nn.softmax(jnp.where(gap > 0, log_weight, -jnp.inf), axis=(0, 1))
-    return jnp.sum(weight * values)
+    return jnp.sum(
+        weight * jnp.where(weight > 0, values, 0.0)
+    )  # a weight can underflow, a value be inf
+
+
+def _differences(start, end):
+    """`start - end` at the pairs m < n, zero elsewhere; -inf on both sides of m = n is no NaN."""
+    num_states = max(*start.shape, *end.shape)
+    pairs = jnp.triu(jnp.ones((num_states, num_states), bool), k=1)
+    return jnp.where(pairs, start, 0.0) - jnp.where(pairs, end, 0.0)
 
 
 def _gap(pairs, dtype):
@@ -270,9 +285,15 @@ def _gap(pairs, dtype):
     return index[None, :] - index[:, None]
 
 
-def _assert_trajectory(log_ratio, log_flow):
+def _trajectory(log_ratio, log_flow):
+    """Both, in float32 at least."""
     chex.assert_rank([log_ratio, log_flow], 1)
     chex.assert_shape(log_flow, (log_ratio.shape[0] + 1,))
+    return _wide(log_ratio), _wide(log_flow)
+
+
+def _wide(x):
+    return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _require_positive(function, name, value):

@@ -39,6 +39,27 @@ def test_reads_arrays(name, tmp_path):
     assert read_volume(str(tmp_path / name), 4).shape == (4, 4, 4)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([-1.0, -0.5, 0.0, 1.0]) * 1.7e308,
+        np.array([-1.0, -0.5, 0.0, 1.0]) * 1e-310,
+        np.array([-1.0, -0.5, 0.0, 1.0], np.longdouble) * np.longdouble("1e4000"),
+        np.array([-(2**63), -(2**62), 0, 2**63 - 1]),
+        2**62 + np.array([-200, -100, 0, 200]),  # no float64 tells their neighbours apart
+        np.array([0, 2**62, 2**63, 2**64 - 1], np.uint64),
+        np.array([-60000, -30000, 0, 60000], np.float16),
+        np.array([-1.0, -0.5, 0.0, 1.0], ">f8") * 1e300,
+    ],
+    ids=lambda values: f"{values.dtype}-{values.flat[0]}",
+)
+def test_values_of_any_size_and_type_are_scaled(values):
+    """A quarter and a half of the range lie where they did."""
+    volume = np.tile(values.reshape(4, 1, 1), (1, 4, 4))
+    scaled = resample_volume(volume, 4)
+    np.testing.assert_allclose(scaled[:, 0, 0] / 65535, [0, 0.25, 0.5, 1], atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["volume.nii", "volume.nii.gz"])
 def test_reads_nifti(name, tmp_path):
     nibabel = pytest.importorskip("nibabel", reason="nibabel is an option")

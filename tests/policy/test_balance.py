@@ -619,3 +619,39 @@ def test_lohp_matches_the_reference_numbers(oracle, case, reward):
     if case == "L_k1":
         for lambda_, loss in zip(LAMBDAS, losses, strict=True):
             np.testing.assert_allclose(loss, arrays[f"loss_{reward}_{lambda_}"], rtol=1e-5)
+
+
+def test_a_reward_of_zero_is_infinitely_out_of_balance():
+    """log R = -inf: not NaN, not on the way either, and not where the longest pairs' weights underflow."""
+    with jax.debug_nans(True):
+        for num_steps in (3, 2000):
+            ratio, flow = jnp.full(num_steps, 0.1), jnp.zeros(num_steps + 1).at[-1].set(-jnp.inf)
+            for loss in (balance.db_loss, balance.tb_loss, balance.subtb_loss):
+                assert loss(ratio, flow) == jnp.inf
+        for lambda_ in (1e-6, 1e6):
+            assert balance.subtb_loss(ratio[:3], flow[-4:], lambda_=lambda_) == jnp.inf
+        assert balance.log_variance_loss(jnp.array([0.5, -jnp.inf, 1.0])) == jnp.inf
+        states = jnp.array([[0.0], [1.0], [1e30]])  # the square overflows
+        found = balance.lohp_residuals(
+            jnp.zeros(2), states, jnp.zeros((3, 1)), jnp.zeros(3), variance=0.5, compression=1
+        )
+        np.testing.assert_array_equal(found, [[0, 1, np.inf], [0, 0, np.inf], [0, 0, 0]])
+        assert balance.lohp_loss(found, lambda_=0.9) == jnp.inf
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_weighs_long_trajectories_right(dtype):
+    """600 steps: what float64 finds of the same numbers, where half precision counts to 256 or 2,048."""
+    ratio, flow = trajectory(0, 600)
+    ratio, flow = (jnp.asarray(x, dtype) for x in (ratio, flow))
+    residuals = residual_oracle(np.float64(ratio), np.float64(flow))
+    for lambda_ in (0.9, 1.0):
+        found = balance.subtb_loss(ratio, flow, lambda_=lambda_)
+        gap = np.subtract.outer(np.arange(601), np.arange(601)).T
+        weight = np.triu(lambda_ ** np.maximum(gap, 0), 1)
+        np.testing.assert_allclose(found, (weight * residuals**2).sum() / weight.sum(), rtol=1e-3)
+    ones = jnp.ones((601, 601), dtype)
+    np.testing.assert_allclose(balance.lohp_loss(ones, lambda_=0.9), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(
+        balance.db_loss(ratio, flow), np.mean(np.diag(residuals, 1) ** 2), rtol=1e-4
+    )
