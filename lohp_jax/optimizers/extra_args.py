@@ -12,10 +12,9 @@ def with_extra_args(
     """An optimizer whose `update` may be offered any extra arguments; it gets those that it takes.
 
     `optax.with_extra_args_support` drops all of them for what is no `GradientTransformationExtraArgs`,
-    such as `optax.MultiSteps`, which would hand them on to an optimizer that needs them.
+    such as `optax.MultiSteps`, which would hand them on to an optimizer that needs them, and hands all
+    to what is one, such as `optax.contrib.sam`, which takes `grad_fn` alone.
     """
-    if isinstance(optimizer, optax.GradientTransformationExtraArgs):
-        return optimizer
     takes = _taken(optimizer.update)
 
     def update(updates, state, params=None, **extra):

@@ -255,9 +255,8 @@ def norm_ratios(a: Tensors, b: Tensors, group: Group) -> Scalars:
     for name, square in inner(b, b, group).items():
         overflow = jnp.isinf(squares[name]) | jnp.isinf(square)
         known = (square > 0.0) & ~overflow
-        ratio = jnp.sqrt(jnp.where(overflow, 0.0, squares[name])) * jax.lax.rsqrt(
-            jnp.where(known, square, jnp.inf)
-        )
+        size = jnp.sqrt(jnp.where(overflow, 0.0, squares[name]))
+        ratio = size * jax.lax.rsqrt(jnp.where(known, square, jnp.inf))
         ratios[name] = jnp.where(overflow, jnp.inf, ratio)
     return ratios
 

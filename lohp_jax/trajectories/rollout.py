@@ -1,7 +1,8 @@
 """Running an optimizer on a task and keeping every state it visits."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +29,8 @@ def rollout(
 
     Args:
       family: gives the inner loss.
-      optimizer: any optax transformation; `update` is offered `value`, `value_fn`, `grad` and
-        `grad_fn`, and gets those that it takes.
+      optimizer: any optax transformation; `update` is offered `value`, `grad`, `value_fn`, the same
+        as `obj_fn`, and `grad_fn`, and gets those that it takes.
       data: the task.
       params: the start theta_0.
       key: randomness of the inner loss, a fresh part of it for each step.
@@ -39,7 +40,8 @@ def rollout(
     Returns: `Trajectory` of `num_steps / record_every + 1` states, start and end included, and the
       inner loss at each; `optimizer` is None.
 
-    Raises: ValueError if `record_every` does not divide `num_steps`.
+    Raises: ValueError if `record_every` does not divide `num_steps`, or for a line search within a mask;
+      TypeError for an optimizer within another that takes a part of what is offered.
     """
     if num_steps < 1 or record_every < 1 or num_steps % record_every:
         divisors = [n for n in range(1, num_steps + 1) if num_steps % n == 0]
@@ -67,19 +69,53 @@ def _step(family, optimizer, data, carry, key):
     """One step of an optimizer from `(params, opt_state)`, and the loss before it."""
     params, opt_state = carry
 
-    def value_fn(params, grad_fn=None):  # line searches insist that it takes what is left over
-        del grad_fn
-        return family.loss(params, data, key)
+    def value_fn(params, grad_fn=None, obj_fn=None):  # line searches insist that it takes the rest
+        del grad_fn, obj_fn
+        return family.loss(_fill(params, carry[0]), data, key)
 
     def grad_fn(params, _):
         return _uphill(jax.grad(value_fn)(params))
 
     value, grads = jax.value_and_grad(value_fn)(params)
     grads = _uphill(grads)
-    updates, opt_state = optimizer.update(
-        grads, opt_state, params, value=value, value_fn=value_fn, grad=grads, grad_fn=grad_fn
-    )
+    offered = {"value": value, "grad": grads}
+    offered |= {"value_fn": value_fn, "obj_fn": value_fn, "grad_fn": grad_fn}
+    with _refusals():
+        updates, opt_state = optimizer.update(grads, opt_state, params, **offered)
     return (optax.apply_updates(params, updates), opt_state), value
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Names two reasons for which optimizers within others refuse what is offered."""
+    try:
+        yield
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise TypeError(
+            f"rollout: an optimizer within another takes some of value, grad, value_fn, obj_fn and "
+            f"grad_fn alone ({error}); wrap it in `lohp_jax.optimizers.with_extra_args`."
+        ) from error
+    except ValueError as error:
+        if "MaskedNode" not in str(error):
+            raise
+        raise ValueError(
+            "rollout: an optimizer that needs all parameters, as line searches do, was given some of "
+            "them by optax.masked or optax.multi_transform; put in front of it "
+            "optax.masked(optax.set_to_zero(), others) instead."
+        ) from error
+
+
+def _fill(params: PyTree, all_params: PyTree) -> PyTree:
+    """Parameters with those that a mask hides: others are held fixed in the loss of a part."""
+
+    def hidden(node):
+        return isinstance(node, optax.MaskedNode)
+
+    return jax.tree.map(
+        lambda part, whole: whole if hidden(part) else part, params, all_params, is_leaf=hidden
+    )
 
 
 def _uphill(gradient: PyTree) -> PyTree:

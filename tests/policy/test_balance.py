@@ -622,7 +622,7 @@ def test_lohp_matches_the_reference_numbers(oracle, case, reward):
 
 
 def test_a_reward_of_zero_is_infinitely_out_of_balance():
-    """log R = -inf: not NaN, not on the way either, and not where the longest pairs' weights underflow."""
+    """log R = -inf: no NaN, on the way either, nor where the weights of the longest pairs underflow."""
     with jax.debug_nans(True):
         for num_steps in (3, 2000):
             ratio, flow = jnp.full(num_steps, 0.1), jnp.zeros(num_steps + 1).at[-1].set(-jnp.inf)

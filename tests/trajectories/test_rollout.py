@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
-from lohp_jax.optimizers import hub, make_optimizer, pretrained_optimizer, sam
+from lohp_jax.optimizers import hub, make_optimizer, pretrained_optimizer, sam, with_extra_args
 from lohp_jax.tasks import make_family
 from lohp_jax.trajectories.rollout import diverged, over_tasks, rollout
 from lohp_jax.types import TaskFamily, Trajectory
@@ -214,6 +215,79 @@ def test_line_searches_run(wrap):
     trajectory = run(jnp.zeros(3))
     if wrap is not sam:
         np.testing.assert_allclose(trajectory.states[-1], np.ones(3), atol=1e-4)
+    assert trajectory.losses[-1] < 1e-2 * trajectory.losses[0]
+
+
+A_PART = {"w": True, "b": False}
+ALL_PARTS = {"w": "own", "b": "other"}
+WRAPPERS = {
+    "alone": lambda o: o,
+    "chain": lambda o: optax.chain(optax.clip_by_global_norm(1e6), o),
+    "masked": lambda o: optax.chain(
+        optax.masked(o, A_PART), optax.masked(optax.sgd(0.01), {"w": False, "b": True})
+    ),
+    "multi_transform": lambda o: optax.multi_transform(
+        {"own": o, "other": optax.sgd(0.01)}, ALL_PARTS
+    ),
+    "multi_steps": lambda o: optax.MultiSteps(o, 1),
+    "apply_if_finite": lambda o: optax.apply_if_finite(o, 3),
+    "arm_of_hub": lambda o: hub(o, o),
+}
+OF_OPTAX = {
+    "sophia": lambda: optax.contrib.sophia(0.05),
+    "lbfgs": optax.lbfgs,
+    "polyak": lambda: optax.polyak_sgd(max_learning_rate=0.02),
+    "sam": lambda: optax.contrib.sam(
+        optax.sgd(0.02),
+        optax.chain(optax.contrib.normalize(), optax.sgd(0.01)),
+        sync_period=2,
+        opaque_mode=True,
+    ),
+}
+
+SOON = {("sophia", "chain"), ("sophia", "multi_transform"), ("lbfgs", "masked"), ("sam", "chain")}
+
+
+@pytest.mark.parametrize(
+    "name, wrapper",
+    [
+        pytest.param(n, w, marks=() if (n, w) in SOON else pytest.mark.slow)
+        for n in OF_OPTAX
+        for w in WRAPPERS
+    ],
+)
+@jax.legacy_prng_key("allow")  # of `optax.contrib.sophia`
+def test_what_asks_for_the_loss_works_behind_wrappers_or_says_why_not(name, wrapper):
+    optimizer, masks = OF_OPTAX[name](), wrapper in ("masked", "multi_transform")
+    if name == "sam":
+        inner = optimizer
+        optimizer = with_extra_args(inner)
+    run = functools.partial(rollout, BOWL, data=TARGET, params=PARAMS, key=KEY, num_steps=5)
+    if name == "lbfgs" and masks:
+        with pytest.raises(
+            ValueError, match=r"needs all parameters, .* by optax.masked .* in front"
+        ):
+            run(WRAPPERS[wrapper](optimizer))
+        return
+    trajectory = run(WRAPPERS[wrapper](optimizer))
+    assert trajectory.losses[-1] < 0.9 * trajectory.losses[0]
+    if not masks:
+        alone = run(optimizer)
+        chex.assert_trees_all_close(trajectory, alone, rtol=1e-5, atol=1e-6)
+    if name == "sam" and wrapper == "chain":
+        with pytest.raises(
+            TypeError, match=r"takes some of .* wrap it in `lohp_jax.optimizers.with"
+        ):
+            run(WRAPPERS[wrapper](inner))
+
+
+def test_a_line_search_within_a_subspace():
+    """As the error of a line search within a mask says: what stays is set to zero in front of it."""
+    others = optax.masked(optax.set_to_zero(), {"w": False, "b": True})
+    trajectory = rollout(
+        BOWL, optax.chain(others, optax.lbfgs()), TARGET, PARAMS, KEY, num_steps=10
+    )
+    np.testing.assert_array_equal(trajectory.states["b"], np.full(11, PARAMS["b"]))
     assert trajectory.losses[-1] < 1e-2 * trajectory.losses[0]
 
 
