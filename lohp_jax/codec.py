@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lohp_jax.checks import check_number_type
 from lohp_jax.types import Codec, Params, PyTree, TokenLeaf
 
 
@@ -117,10 +118,18 @@ def standard_scale(weights: Params, reference: Params, *, floor: float = 1e-3) -
         moves stays finite; a tree that never moves gets ones.
 
     Returns: pytree like `reference` of float32 scalars.
+
+    Raises: ValueError for complex weights.
     """
 
     def distance(weights, reference):
-        return root_mean_square(weights.astype(jnp.float32) - reference[None])
+        if jnp.iscomplexobj(weights) or jnp.iscomplexobj(reference):
+            raise ValueError(
+                f"standard_scale: expected real weights, got {weights.dtype} and {reference.dtype}; "
+                "take the scale of each part."
+            )
+        moved = weights.astype(jnp.float32) - reference.astype(jnp.float32)[None]
+        return root_mean_square(moved)
 
     leaves, structure = jax.tree.flatten(jax.tree.map(distance, weights, reference))
     return structure.unflatten(list(floored(jnp.stack(leaves), floor=floor)))
@@ -168,6 +177,7 @@ def _describe(number: int, path: tuple, value: Any, axis: int, channels: int) ->
             f"make_codec: expected floating-point arrays, got {dtype or type(value).__name__} at "
             f"{name}; keep counters and masks out of the weights."
         )
+    check_number_type("make_codec", name, dtype)
     shape = tuple(value.shape)
     if not -1 <= axis < len(shape):
         raise ValueError(
@@ -201,6 +211,10 @@ def _checked_leaves(layout: _Layout, params: Params) -> list[jax.Array]:
         if value.shape != leaf.shape:
             raise ValueError(
                 f"encode: expected shape {leaf.shape} at {leaf.path}, got {value.shape}."
+            )
+        if jnp.iscomplexobj(value):
+            raise ValueError(
+                f"encode: expected real weights at {leaf.path}, got {value.dtype}; encode its two parts."
             )
     return [value.astype(layout.dtype) for value in values]
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lohp_jax.checks import check_number_type
 from lohp_jax.types import PyTree
 
 DECAYS = (0.9, 0.99, 0.999)
@@ -61,6 +62,8 @@ def factored_axes(shape: Sequence[int]) -> tuple[int, int] | None:
 def check_tensors(rule: str, params: PyTree) -> None:
     """Raises a ValueError for leaves that are not real floating-point numbers, or have no entries."""
     for path, leaf in jax.tree.leaves_with_path(params):
+        if hasattr(leaf, "dtype"):
+            check_number_type(rule, jax.tree_util.keystr(path) or "the parameter", leaf.dtype)
         dtype, shape = jnp.result_type(leaf), jnp.shape(leaf)
         if math.prod(shape) and jnp.issubdtype(dtype, jnp.floating):
             continue

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lohp_jax.checks import check_number_type
 from lohp_jax.types import PyTree
 
 Path = tuple[str, ...]
@@ -39,7 +40,8 @@ def wide(array: jax.Array) -> jax.Array:
 
 
 def check_params(function: str, params: PyTree) -> None:
-    """Raises: ValueError for what cannot be moved by a fraction, and for names that are not unique."""
+    """Raises: ValueError for what cannot be moved by a fraction, for types of numbers that JAX has not,
+    and for names that are not unique."""
     names: dict[tuple[int, str], Path] = {}
     for path, leaf in by_path(params).items():
         where = name_of(path) or "the root"
@@ -52,6 +54,7 @@ def check_params(function: str, params: PyTree) -> None:
                 f"{function}: expected floating-point or complex parameters, got {leaf.dtype} at "
                 f"{where}; leave it out with optax.masked."
             )
+        check_number_type(function, where, leaf.dtype)
         for last, part in enumerate((path[:-1], path)):  # module and tensor
             other = names.setdefault((last, name_of(part)), part)
             if other != part:
@@ -92,6 +95,7 @@ def check_same_params(
                 f"{function}: the gradient at {_where(path)} has shape {shape}, its parameter "
                 f"{expected}; expected one gradient for every parameter, of the same shape."
             )
+        _check_gradients(function, by_path(updates), by_path(params))
     needed = jax.eval_shape(init, updates if params is None else params)
     for path, shape, expected in _differences(_shapes(state), _shapes(needed)):
         if expected is None and _has_come(path, needed, updates if params is None else params):
@@ -100,6 +104,17 @@ def check_same_params(
             f"{function}: the parameters have changed since init saw them (the state at {_where(path)} "
             f"has shape {shape}, they need {expected}); call init again."
         )
+
+
+def _check_gradients(function: str, updates: Tensors, params: Tensors) -> None:
+    for path, gradient in updates.items():
+        kind = jnp.complexfloating if jnp.iscomplexobj(params[path]) else jnp.floating
+        if not jnp.issubdtype(gradient.dtype, kind):
+            raise ValueError(
+                f"{function}: the gradient at {_where(path)} is of type {gradient.dtype}, its parameter "
+                f"of {params[path].dtype}; expected both real or both complex, as of jax.grad."
+            )
+        check_number_type(function, f"the gradient at {_where(path)}", gradient.dtype)
 
 
 def fill(old: PyTree, like: PyTree) -> PyTree:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lohp_jax.checks import check_option
+from lohp_jax.checks import as_held, check_held, check_option
 from lohp_jax.tasks.splits import check_split
 from lohp_jax.types import Composite, ProblemFamily, Split
 
@@ -98,10 +98,12 @@ def check_problem(family: str, problem: Any, shapes: Mapping[str, str]) -> dict[
                 f"{family}: expected {name} of shape [{', '.join(known)}], got "
                 f"{list(array.shape)}; give one problem, and use `jax.vmap` for many."
             )
-        if not np.issubdtype(array.dtype, np.number):
+        real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
+        if not real:
             raise ValueError(
-                f"{family}: expected numbers in {name}, got {array.dtype}; convert them."
+                f"{family}: expected real numbers in {name}, got {array.dtype}; convert them."
             )
+        check_held(family, name, array)
         if not np.isfinite(array).all():
             raise ValueError(
                 f"{family}: expected finite numbers in {name}, got {np.isnan(array).sum()} NaN and "
@@ -174,7 +176,8 @@ def _as_type(name: str, array: np.ndarray, example: jax.Array) -> np.ndarray:
         raise ValueError(
             f"read_problems: expected {name} of type {example.dtype}, got {array.dtype}; convert it."
         )
-    return array.astype(example.dtype)
+    held = as_held("read_problems", name, array)
+    return held.astype(example.dtype)
 
 
 def _with_leading_axis(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lohp_jax.checks import check_option
+from lohp_jax.checks import as_held, check_option
 from lohp_jax.data.images import ImageSet
 from lohp_jax.networks.classifiers import Network, make_network
 from lohp_jax.tasks.splits import draw_support
@@ -63,9 +63,10 @@ def image_family(
       batch_size: images per evaluation of the inner loss, drawn with its key and with replacement;
         None, or a number no smaller than there are images, for all of them.
 
-    Raises: ValueError for an unknown `teacher_data` or network, more shots than images, or a
-      `batch_size` that is not positive; `sample` raises it for an unknown split.
+    Raises: ValueError for images that are no finite floats, an unknown `teacher_data` or network, more
+      shots than images, or a `batch_size` that is not positive; `sample` raises it for an unknown split.
     """
+    images = _read_pools(images)
     _check_options(teacher_data, shots, images.train.shape[1], batch_size)
     num_labels = int(tables["train"].labels.max()) + 1
     net = network
@@ -154,6 +155,24 @@ def _check_options(teacher_data: str, shots: int, per_class: int, batch_size: in
         )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"image_family: batch_size must be at least 1, got {batch_size}.")
+
+
+def _read_pools(images: ImageSet) -> ImageSet:
+    """Both pools in the type that JAX holds them in."""
+    pools = {}
+    for name in ("train", "query"):
+        pool = as_held("image_family", name, getattr(images, name))
+        if not jnp.issubdtype(pool.dtype, jnp.floating):
+            raise ValueError(
+                f"image_family: expected floating-point images in [0, 1] in {name}, got {pool.dtype}; "
+                "divide them by the largest value of their type."
+            )
+        if not np.isfinite(pool).all():
+            raise ValueError(
+                f"image_family: expected finite images in {name}, got NaN or infinity; take them out."
+            )
+        pools[name] = pool
+    return images._replace(**pools)
 
 
 def _pick_row(key: jax.Array, table: TaskTable) -> TaskTable:

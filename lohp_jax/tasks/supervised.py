@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lohp_jax.checks import check_option
+from lohp_jax.checks import as_held, check_option
 from lohp_jax.tasks.door import check_class_axes
 from lohp_jax.tasks.examples import TaskArrays, deal
 from lohp_jax.tasks.model import (
@@ -149,7 +149,7 @@ def _read_arrays(
             f"{_NAME}: expected x [R, n, ...] and y [R, n, ...] of the same R tasks and n examples, got "
             f"x {list(x.shape)} and y {list(y.shape)}."
         )
-    if kind.name == "mse" and y.dtype.kind != "f":
+    if kind.name == "mse" and not jnp.issubdtype(y.dtype, jnp.floating):
         raise ValueError(
             f"{_NAME}: expected floating-point y for the loss 'mse', got {y.dtype}; convert it with "
             "y.astype(np.float32), or give loss='cross_entropy' for labels."
@@ -184,7 +184,7 @@ def _read_array(name: str, array: np.ndarray) -> np.ndarray:
             f"{_NAME}: expected finite {name}, got NaN or infinity, first in task {task}, example "
             f"{example}; take such examples out."
         )
-    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
+    return as_held(_NAME, name, array)
 
 
 def _count_classes(y: np.ndarray, num_classes: int | None) -> int:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lohp_jax.checks import check_held
 from lohp_jax.networks.encoders import Reading, set_encoder
 from lohp_jax.types import Encoder, Params, PyTree, Support, TaskFamily
 
@@ -320,11 +321,7 @@ def _check_numbers(name: str, array: np.ndarray, dtype: np.dtype) -> None:
         kind, family = "boolean", jnp.bool_
     if not jnp.issubdtype(array.dtype, family):
         raise ValueError(f"generate: expected {kind} {name}, got {array.dtype}; convert it.")
-    if not array.dtype.isnative:
-        raise ValueError(
-            f"generate: expected {name} in the byte order of this machine, got {array.dtype.str}; "
-            f"convert it by `{name}.astype({array.dtype.newbyteorder('=').name!r})`."
-        )
+    check_held("generate", name, array)
     if family is jnp.floating and not np.isfinite(array).all():
         raise ValueError(
             f"generate: expected finite numbers in {name}, got {np.isnan(array).sum()} NaN and "

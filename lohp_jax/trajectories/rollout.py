@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lohp_jax.checks import check_number_type
 from lohp_jax.optimizers.extra_args import with_extra_args
 from lohp_jax.types import Params, PyTree, TaskFamily, Trajectory
 
@@ -40,8 +41,9 @@ def rollout(
     Returns: `Trajectory` of `num_steps / record_every + 1` states, start and end included, and the
       inner loss at each; `optimizer` is None.
 
-    Raises: ValueError if `record_every` does not divide `num_steps`, or for a line search within a mask;
-      TypeError for an optimizer within another that takes a part of what is offered.
+    Raises: ValueError if `record_every` does not divide `num_steps`, for params that are no
+      floating-point or complex arrays in a type of JAX's, or for a line search within a mask; TypeError
+      for an optimizer within another that takes a part of what is offered.
     """
     if num_steps < 1 or record_every < 1 or num_steps % record_every:
         divisors = [n for n in range(1, num_steps + 1) if num_steps % n == 0]
@@ -49,6 +51,7 @@ def rollout(
             f"rollout: expected num_steps >= 1 and a record_every that divides it, got "
             f"num_steps={num_steps} and record_every={record_every}; these do: {divisors}."
         )
+    _check_start(params)
     optimizer = with_extra_args(optimizer)
     keys = jax.random.split(key, num_steps + 1)
 
@@ -63,6 +66,18 @@ def rollout(
     (last, _), (states, losses) = jax.lax.scan(segment, start, keys[:-1].reshape(-1, record_every))
     states = jax.tree.map(lambda s, end: jnp.concatenate([s, end[None]]), states, last)
     return Trajectory(states, jnp.append(losses, family.loss(last, data, keys[-1])), None)
+
+
+def _check_start(params: Params) -> None:
+    for path, leaf in jax.tree.leaves_with_path(params):
+        name = jax.tree_util.keystr(path) or "params"
+        if hasattr(leaf, "dtype"):
+            check_number_type("rollout", name, leaf.dtype)
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise ValueError(
+                f"rollout: expected floating-point or complex params, got {jnp.result_type(leaf)} at "
+                f"{name}; convert it, or keep it out of the params."
+            )
 
 
 def _step(family, optimizer, data, carry, key):
