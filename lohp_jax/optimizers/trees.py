@@ -108,6 +108,8 @@ def check_same_params(
 
 def _check_gradients(function: str, updates: Tensors, params: Tensors) -> None:
     for path, gradient in updates.items():
+        if not jnp.issubdtype(params[path].dtype, jnp.inexact):  # not held, as by a pull
+            continue
         kind = jnp.complexfloating if jnp.iscomplexobj(params[path]) else jnp.floating
         if not jnp.issubdtype(gradient.dtype, kind):
             raise ValueError(

@@ -63,7 +63,7 @@ def image_family(
       batch_size: images per evaluation of the inner loss, drawn with its key and with replacement;
         None, or a number no smaller than there are images, for all of them.
 
-    Raises: ValueError for images that are no finite floats, an unknown `teacher_data` or network, more
+    Raises: ValueError for images that are no real floats, an unknown `teacher_data` or network, more
       shots than images, or a `batch_size` that is not positive; `sample` raises it for an unknown split.
     """
     images = _read_pools(images)
@@ -166,10 +166,6 @@ def _read_pools(images: ImageSet) -> ImageSet:
             raise ValueError(
                 f"image_family: expected floating-point images in [0, 1] in {name}, got {pool.dtype}; "
                 "divide them by the largest value of their type."
-            )
-        if not np.isfinite(pool).all():
-            raise ValueError(
-                f"image_family: expected finite images in {name}, got NaN or infinity; take them out."
             )
         pools[name] = pool
     return images._replace(**pools)

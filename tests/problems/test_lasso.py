@@ -121,7 +121,7 @@ def good():
             "finite numbers in b, got 1 NaN and 1 infinite; take them out",
         ),
         ({"penalty": 0.0}, "a positive penalty, got 0.0"),
-        ({"b": np.array(["1", "2", "3"])}, "numbers in b, got <U1; convert them"),
+        ({"b": np.array(["1", "2", "3"])}, "real numbers in b, got <U1; convert them"),
     ],
 )
 def test_check_refuses(change, message):
