@@ -24,7 +24,7 @@ def generate(
     num_steps: int | None = None,
     guidance: float = 0.0,
 ) -> Params:
-    """Generates weights for one task, without a gradient (Lo-Hp, stage 3).
+    """Generates weights for one task, without a gradient (Lo-Hp, its inference).
 
     Compiled once per shape of context and setting of `num_samples`, `num_steps` and `guidance`;
     `jax.vmap` over contexts and keys serves many tasks in one call.

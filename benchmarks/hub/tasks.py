@@ -35,8 +35,8 @@ class Task(NamedTuple):
       family: the task.
       num_steps: gradients of a run.
       metric: what `evaluate` is read for, "objective" or "accuracy".
-      hand: the hand-designed arm from its learning rate; that of the paper's experiment, but for
-        images, where it takes AdamW with a transformer.
+      hand: the hand-designed arm from its learning rate: the one that the paper blends on a task like
+        this, but for a transformer, with which it takes AdamW, and we Adam.
       rates: the five learning rates tried.
       num_seeds: 5 or 10, so that ten trials fill batches of the same size.
       num_records: how often a run is judged.

@@ -26,7 +26,7 @@ DECOUPLED = ("lohp", "cloning", "hypernetwork_regression")
 SETTINGS: dict[str, list[str]] = {
     "5way_10shot": ["--methods", *LEARNED],
     "5way_1shot": ["--tasks.shots", "1", "--methods", *LEARNED],
-    # the ablation of the paper: what each part adds
+    # what each part adds, after table 2 of the paper, whose first row is a hypernetwork
     "5way_components": ["--methods", "lohp", "hypernetwork_regression", "lo_di", "lo_op"],
     "5way_support_teacher": ["--tasks.teacher-data", "support", "--methods", *DECOUPLED],
     "5way_new_classes": ["--tasks.holdout", "classes", "--methods", *DECOUPLED],

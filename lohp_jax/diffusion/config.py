@@ -13,7 +13,11 @@ from lohp_jax.networks.denoiser import DenoiserConfig
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
-    """Everything that decides a training, its key apart."""
+    """Everything that decides a training, its key apart.
+
+    The Diff-L2O paper predicts "eps", has an `alpha` of .5, and takes 100 steps in training and in
+    sampling; the other defaults are ours.
+    """
 
     prediction: Prediction = "x0"
     """What the denoiser predicts: "x0", "eps" or "v"."""

@@ -18,7 +18,7 @@ def train_regression(
     strategy: Strategy = "jit",
     on_progress: OnProgress = silent,
 ) -> Generator:
-    """Trains the regression of Diff-L2O's warm start, alone.
+    """Trains the regression of a warm start, which is ours beside Diff-L2O, alone.
 
     Network and loss are those of the warm start, α of the config included: 1 trains on labels, 0 on
     the objective.

@@ -91,7 +91,10 @@ def lohp_consolidated(
 def lo_op(
     *, network: NetworkConfig = NetworkConfig(), balance: HybridConfig = HybridConfig()
 ) -> Method:
-    """Lo-Op, as far as the paper's name for it goes: balance on the policy's own states alone.
+    """Lo-Op: balance on the policy's own states alone, toward rewards at the stored ones.
+
+    The Lo-Hp paper ablates a variant of this name, between Lo-Di and Lo-Hp (table 2); this is our
+    reading of it. The stored states are the centres of its rewards, so that it is not free of them.
 
     Args:
       network: sizes of the policy network.

@@ -1,5 +1,8 @@
 """Lo-Di: diffusion over weights, with the end of each stored trajectory as its target.
 
+The Lo-Hp paper ablates a variant of this name, between a hypernetwork and Lo-Op (table 2); what is
+diffused, and how, is our reading of it.
+
 Schedule and sampler are those that solve optimization problems; the denoiser is the policy's network
 over the tokens of the codec, told a noise level where a policy is told its step.
 """

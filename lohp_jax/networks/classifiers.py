@@ -187,10 +187,11 @@ LANE_CHANNELS = (24, 36, 48, 64, 64)
 def make_lane_cnn(channels: Sequence[int] = LANE_CHANNELS) -> hk.Transformed:
     """The convolutions of lane keeping (HUB, table 6): camera frames to 50 features.
 
-    Three 5x5 convolutions of stride 2, two 3x3 ones, dense layers of 100 and 50, each with a bias and
-    an exponential linear unit (which has no weights): 251,698 weights for frames of 66 x 200, without
-    padding and without what follows the features. Frames under 61 pixels high or wide leave nothing
-    after five convolutions without padding; these are padded instead.
+    Three 5x5 convolutions of stride 2, two 3x3 ones, dense layers of 100 and 50, each with a bias:
+    251,698 weights for frames of 66 x 200, as in the table, without what follows the features. The
+    table names no activation, here exponential linear units; its two dropouts, before the last
+    convolution and the first dense layer, are left out. Frames under 61 pixels high or wide leave
+    nothing after five convolutions without padding; these are padded instead.
 
     Args:
       channels: of the five convolutions; fewer for speed.

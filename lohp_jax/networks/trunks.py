@@ -47,7 +47,7 @@ class Block(hk.Module):
 
 @dataclasses.dataclass
 class UNet(hk.Module):
-    """1-D U-Net over tokens (Ronneberger et al., 2015, with Lo-Hp's conditioning).
+    """1-D U-Net over tokens (Ronneberger et al., 2015), as in Lo-Hp; the conditioning is ours.
 
     Attributes:
       widths: channels of each resolution; every further entry halves the length.

@@ -1,4 +1,4 @@
-"""Stage 1 of Lo-Hp: trajectories of many tasks under several teachers."""
+"""The weight preparation of Lo-Hp: trajectories of many tasks under several teachers."""
 
 import functools
 import math

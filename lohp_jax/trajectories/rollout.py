@@ -23,7 +23,7 @@ def rollout(
     num_steps: int,
     record_every: int = 1,
 ) -> Trajectory:
-    """Runs `optimizer` on one task (Lo-Hp, stage 1).
+    """Runs `optimizer` on one task (Lo-Hp, its weight preparation).
 
     Pure, one compiled loop: `jax.vmap` over `data`, `params` and `key` runs thousands of tasks at
     once, and over a learning rate, if the optimizer is built from it inside the vmapped function.
