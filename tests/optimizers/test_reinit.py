@@ -44,29 +44,64 @@ def run(optimizer, losses, params=START, gradients=GRADIENTS):
     return np.stack(path), state
 
 
-def test_increase_steps_goes_on_with_a_longer_horizon_from_the_last_finite_step():
-    path, state = run(increase_steps(planned, 2), [1.0] * 7)
-    # two steps of 1/2; NaN at the third call, back to before the last good update; then steps of 1/4
-    moves = np.float32([0, 0.5, 1.0, 0.5, 0.75, 1.0, 1.25, 1.0])
+def test_increase_steps_continues_from_the_final_state_of_a_run_that_has_finished():
+    """Two steps of 1/2 from step counter 0; then, believing in four, of 1/4 from 2; of 1/8 from 4."""
+    path, state = run(increase_steps(planned, 2), [1.0] * 6)
+    moves = np.cumsum([0, 1 / 2, 1 / 2, 1 / 4, 1 / 4, 1 / 8, 1 / 8], dtype=np.float32)
     np.testing.assert_allclose(path, START["x"][None] - moves[:, None], rtol=1e-6)
-    assert state.restarts == 2 and state.returning
+    assert state.restarts == 2 and state.returning == 0
+    assert state.learned.inner.step == state.learned.step == 6
+
+
+def test_increase_steps_continues_from_the_last_finite_state_of_a_run_that_diverges():
+    """After 1/4 at step counter 1 a loss that is none: back by that step, then 1/8 from counter 0."""
+    path, state = run(increase_steps(planned, 4), [3.0, 2.0, np.nan, 3.0, 2.0])
+    moves = np.float32([0, 1 / 4, 1 / 2, 1 / 4, 3 / 8, 1 / 2])
+    np.testing.assert_allclose(path, START["x"][None] - moves[:, None], rtol=1e-6)
+    assert state.restarts == 1 and state.learned.inner.step == state.learned.step == 3
 
 
 def test_increase_steps_stays_at_the_last_horizon():
-    path, state = run(increase_steps(planned, 1, max_restarts=1), [1.0] * 9)
-    assert np.isfinite(path).all() and state.restarts > 1
-    # 1; NaN, back to the start; from there twice 1/2, NaN, back by one; and so on
-    moves = np.float32([0, 1, 0, 0.5, 1, 0.5, 1, 0.5, 1, 0.5])
+    """A run of one step, one of two; there the planned optimizer is NaN beyond its steps."""
+    path, state = run(increase_steps(planned, 1, max_restarts=1), [1.0] * 8)
+    assert state.restarts > 1
+    # 1, finished; from there 1/2; NaN, back by one; and so on
+    moves = np.float32([0, 1, 1.5, 1, 1.5, 1, 1.5, 1, 1.5])
     np.testing.assert_allclose(path, START["x"][None] - moves[:, None], rtol=1e-6)
 
 
-def test_min_loss_reinit_goes_back_to_the_best_and_starts_anew():
-    losses = [3.0, 1.0, 2.0, np.nan, 1.5, 1.4]
+def test_a_horizon_beyond_int32_is_no_end():
+    _, state = run(increase_steps(lambda _: planned(9), 2**30, factor=4), [1.0] * 3)
+    assert state.restarts == 0
+
+
+def test_min_loss_reinit_continues_from_parameters_and_state_of_the_least_loss():
+    """The least loss is seen with step counter 1, after a step of 1/100."""
+    losses = [3.0, 1.0, 2.0, np.nan]
     path, state = run(min_loss_reinit(planned(100)), losses)
-    np.testing.assert_allclose(path[4], path[1], rtol=1e-6)  # where the loss was 1
-    np.testing.assert_allclose(path[5], path[1] - 0.01, rtol=1e-6)
-    assert state.restarts == 1 and state.kept_loss == 1.0 and state.learned.step == 2
+    np.testing.assert_allclose(path[4], path[1], rtol=1e-6)
+    assert state.restarts == 1 and state.kept_loss == 1.0 and state.learned.step == 1
+    path, state = run(min_loss_reinit(planned(100)), [*losses, 1.5, 1.4])
+    np.testing.assert_allclose(path[6], path[1] - 0.02, rtol=1e-6)
+    assert state.learned.step == 3 and state.kept[1].step == 1
     np.testing.assert_allclose(state.kept[0]["x"], path[1], rtol=1e-6)
+
+
+def test_min_loss_reinit_keeps_the_momentum_of_the_least_loss():
+    """Momenta after gradients of 1 are 1, 1.5, 1.75; the loss is least before the second update."""
+    optimizer = min_loss_reinit(optax.sgd(1.0, momentum=0.5))
+    path, state = run(optimizer, [3.0, 1.0, 2.0, np.nan, 2.0])
+    np.testing.assert_allclose(path[5], path[1] - 1.5, rtol=1e-6)
+    assert state.restarts == 1
+
+
+def test_from_the_same_state_a_deterministic_optimizer_diverges_again():
+    """`planned(3)` is NaN at its fourth step, whatever was before; the least loss is at its second."""
+    losses = [3.0, 1.0, 2.0, 2.0, 1.0, 2.0, 2.0, 1.0]
+    path, state = run(min_loss_reinit(planned(3)), losses)
+    assert state.restarts == 2
+    np.testing.assert_allclose(path[4:7], path[1:4], rtol=1e-6)
+    np.testing.assert_allclose(path[7:9], path[1:3], rtol=1e-6)
 
 
 @pytest.mark.parametrize("bad", ["loss", "gradient", "update"])
