@@ -42,8 +42,10 @@ NAMES = {
     "adamw": "AdamW",
     "prodigy": "Prodigy",
     "alone": "learned alone",
-    "hub_vanilla": "HUB as published, vanilla",
-    "hub_invert": "HUB as published, inverted",
+    "hub_vanilla": "HUB, vanilla, by tensor",
+    "hub_invert": "HUB, inverted, by tensor",
+    "hub_vanilla_layer": "HUB as published, vanilla, by layer",
+    "hub_invert_layer": "HUB as published, inverted, by layer",
     "hub_trust": "HUB, trust region",
     "hub_trust_untuned": "HUB, trust region, not tuned",
     "constant_half": "half of each",
@@ -150,10 +152,11 @@ def over_tasks(cells: dict[str, dict[str, Cell]]) -> str:
         "| keeps up on | failed |",
         "|---|---|---:|---:|---|---:|---:|---:|",
     ]
+    published = ("hub_invert_layer", "hub_vanilla_layer")
     shown = ("hub_trust", "hub_invert", "constant_half", "hub_vanilla", "lgl2o_race", "alone")
     for rule, name in RULES.items():
         have = {t: r for t, r in cells.items() if f"{rule}/alone" in r and tells_apart(r, rule)}
-        for arm in (*(f"{rule}/{arm}" for arm in shown), "hand", "prodigy"):
+        for arm in (*(f"{rule}/{arm}" for arm in (*published, *shown)), "hand", "prodigy"):
             tasks = {task: row for task, row in have.items() if arm in row}
             if not tasks:
                 continue

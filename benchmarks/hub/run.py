@@ -122,6 +122,8 @@ def with_learned(task: hub_tasks.Task, learned: Callable[[int], Any]) -> dict[st
         "graft": Arm(both(graft), rates),
         "hub_vanilla": Arm(both(hub, mode="vanilla"), rates),
         "hub_invert": Arm(both(hub, mode="invert"), rates),
+        "hub_vanilla_layer": Arm(both(hub, mode="vanilla", group="layer"), rates),
+        "hub_invert_layer": Arm(both(hub, mode="invert", group="layer"), rates),
         "hub_clipped": Arm(both(hub, mode="vanilla", clip=(0.1, 0.9)), rates),
         "hub_trust": Arm(both(hub, mode="trust"), rates),
         "hub_trust_optimistic": Arm(both(hub_trust, optimism=0.3), rates),

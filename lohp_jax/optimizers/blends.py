@@ -75,7 +75,7 @@ def graft(
     Args:
       magnitude: says how far, e.g. `optax.adam(1e-3)`.
       direction: says where to, e.g. a learned optimizer.
-      group: what a norm is over: every "tensor", "module" or "global".
+      group: what a norm is over: every "tensor", "layer" or "global"; see `hub`.
       guard: as in `hub`, with `magnitude` in the part of the hand-designed optimizer.
 
     Raises: ValueError for an unknown option.

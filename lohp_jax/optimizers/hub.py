@@ -47,7 +47,10 @@ def hub(
     group: Group = "tensor",
     guard: Guard | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Blends two optimizers, as published with s_i = exp|g_i| / sum_j exp|g_j| over a group's entries.
+    """Blends two optimizers by s_i = exp|g_i| / sum_j exp|g_j|, a softmax over a group's entries.
+
+    As published the group is a layer, `group="layer"`; a tensor by itself is our default, and what most
+    of the benchmarks have measured.
 
     "vanilla" takes s of the hand-designed and 1 - s of the learned update (eq. 5), "invert" the other
     way round (eq. 13). The mean of s over a group of K entries is 1 / K whatever the gradient: small
@@ -68,8 +71,9 @@ def hub(
         the block-wise form (eqs. 14 and 15), see `block_wise`.
       clip: bounds (low, high) of s (eqs. 16 and 17), for all or by path, in "vanilla" and "invert"; the
         shares of a group then no longer add up to 1. None leaves s alone.
-      group: whose entries the softmax is over, or other modes judge together: every "tensor", every
-        "module" (tensors whose paths agree but for the last key) or "global", all.
+      group: whose entries the softmax is over, or other modes judge together: every "tensor"; as
+        published every "layer", all tensors whose paths agree but for the last key, such as the "w" and
+        "b" of a Haiku module or the `weight` and `bias` of an Equinox one; or "global", all.
       guard: None, as published: a NaN of either optimizer stays. "finite", our extension: a tensor
         takes the hand-designed update where the learned one is not finite, none where the gradient or
         the hand-designed one is not; its state in the optimizer that failed starts anew (behind

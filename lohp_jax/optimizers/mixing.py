@@ -26,7 +26,7 @@ from lohp_jax.optimizers.trees import (
 )
 from lohp_jax.types import PyTree
 
-Group = Literal["tensor", "module", "global"]
+Group = Literal["tensor", "layer", "global"]
 Guard = Literal["finite"]
 Scalars = dict[str, jax.Array]
 
@@ -214,7 +214,11 @@ def _check_same_groups(name: str, old: Set[str], new: Set[str]) -> None:
 
 
 def group_of(path: Path, group: Group) -> str:
-    """Name of the group that a tensor belongs to."""
+    """Name of the group that a tensor belongs to: its path, that of its layer, or "all".
+
+    A layer is what holds the tensor: its path is that of the tensor without the last key, and empty for
+    tensors at the top of the tree.
+    """
     if group == "global":
         return "all"
     return "/".join(path if group == "tensor" else path[:-1])

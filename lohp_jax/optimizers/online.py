@@ -57,7 +57,7 @@ def hub_online(
       alpha: a at the start, in `bounds`.
       rate: the most that a moves in a step.
       bounds: (low, high) of a.
-      group: what shares an a: every "tensor", "module" or "global".
+      group: what shares an a: every "tensor", "layer" or "global"; see `hub`.
 
     Returns: a transformation whose guard is always on: see `hub`.
 

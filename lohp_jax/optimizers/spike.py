@@ -44,7 +44,7 @@ def hub_spike(
 ) -> optax.GradientTransformationExtraArgs:
     """Blends with s_i = r_i^p / (r_i^p + c^p), where r_i = |g_i| / sqrt(v_i).
 
-    Our extension of HUB, whose softmax compares the entries of a tensor with each other: here each is
+    Our extension of HUB, whose softmax compares the entries of a group with each other: here each is
     compared with its own past through Adam's second moment v_i, the bias-corrected running mean of g_i^2
     with this step's included. A steady gradient has r = 1 and a share of 1 / (1 + c^p), a tenth by
     default; one that rises c-fold above its past gets half, and the largest possible r is

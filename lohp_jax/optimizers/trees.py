@@ -55,7 +55,7 @@ def check_params(function: str, params: PyTree) -> None:
                 f"{where}; leave it out with optax.masked."
             )
         check_number_type(function, where, leaf.dtype)
-        for last, part in enumerate((path[:-1], path)):  # module and tensor
+        for last, part in enumerate((path[:-1], path)):  # layer and tensor
             other = names.setdefault((last, name_of(part)), part)
             if other != part:
                 raise ValueError(

@@ -137,7 +137,7 @@ def hub_trust(
       caution: by how many units the learned update must be better.
       optimism: weight of the gradient that both updates were made from, in [0, 1]; for full batches.
       fall_back: False for the plain trust region: w = 1, rho moved by the loss alone.
-      group: whose entries share w and rho: every "tensor", "module" or "global".
+      group: whose entries share w and rho: every "tensor", "layer" or "global"; see `hub`.
 
     Returns: a transformation whose `update` needs `value`, the loss. Its guard is always on: see `hub`.
 

@@ -1,5 +1,6 @@
 """The blend is what the HUB paper's equations say, and what follows from them holds."""
 
+import dataclasses
 import functools
 
 import chex
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -181,11 +183,11 @@ def test_a_vanishing_gradient_ends_in_a_vanishing_update_because_of_epsilon():
     assert last(1e-8) < 0.02 and last(0.0) > 0.05
 
 
-@pytest.mark.parametrize("group, names", [("module", ["body", "head"]), ("global", ["all"])])
+@pytest.mark.parametrize("group, names", [("layer", ["body", "head"]), ("global", ["all"])])
 def test_groups_share_one_softmax(group, names):
     gradients = normal(scale=2.0)
     shares = hand_shares(gradients, group=group)
-    parts = {"module": [["body"], ["head"]], "global": [["body", "head"]]}[group]
+    parts = {"layer": [["body"], ["head"]], "global": [["body", "head"]]}[group]
     for modules in parts:
         flat = [
             np.concatenate([np.ravel(tree[m][leaf]) for m in modules for leaf in ("w", "b")])
@@ -195,6 +197,71 @@ def test_groups_share_one_softmax(group, names):
     optimizer = hub(optax.sgd(0.1), optax.sgd(1.0), group=group)
     _, state = optimizer.update(gradients, optimizer.init(PARAMS), PARAMS)
     assert list(state.mean_weight) == names
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Linear:
+    """A module whose tensors are attributes, as in Equinox."""
+
+    weight: jax.Array
+    bias: jax.Array
+
+
+def two_linear():
+    """The first has entries of sizes 1, 2 and 3, the second of 4 and 0."""
+    return (
+        Linear(np.float32([[1.0, -2.0]]), np.float32([3.0])),
+        Linear(np.float32([[-4.0]]), np.float32([0.0])),
+    )
+
+
+LAYERS = {
+    "haiku": (
+        lambda a, b: {
+            "mlp/~/linear_0": {"w": a.weight, "b": a.bias},
+            "mlp/~/linear_1": {"w": b.weight, "b": b.bias},
+        },
+        ["mlp/~/linear_0", "mlp/~/linear_1"],
+    ),
+    "nested": (
+        lambda a, b: {"mlp": [vars(a), {"out": vars(b)}]},
+        ["mlp/0", "mlp/1/out"],
+    ),
+    "attributes": (lambda a, b: {"layers": (a, b)}, ["layers/0", "layers/1"]),
+    "nnx": (
+        lambda a, b: {
+            "layers": {i: jax.tree.map(nnx.Param, vars(it)) for i, it in enumerate((a, b))}
+        },
+        ["layers/0", "layers/1"],
+    ),
+}
+
+
+@pytest.mark.parametrize("build, names", LAYERS.values(), ids=LAYERS)
+def test_a_layer_is_what_holds_a_tensor(build, names):
+    """Its softmax is over sizes 1, 2, 3, the other's over 4, 0: weights of e^1 .. e^3 over their sum."""
+    gradients = build(*two_linear())
+    shares = jax.tree.leaves(hand_shares(gradients, group="layer"))
+    layers = ([1, 2, 3], [4, 0])
+    expected = {size: np.exp(size) / np.exp(it).sum() for it in layers for size in it}
+    for share, leaf in zip(shares, jax.tree.leaves(gradients), strict=True):
+        np.testing.assert_allclose(share, np.vectorize(expected.get)(np.abs(leaf)), rtol=1e-5)
+    optimizer = hub(optax.sgd(0.1), optax.sgd(3.0), group="layer")
+    _, state = optimizer.update(gradients, optimizer.init(gradients), gradients)
+    assert list(state.mean_weight) == names
+    np.testing.assert_allclose(list(state.mean_weight.values()), [1 / 3, 1 / 2], rtol=1e-6)
+
+
+def test_tensors_at_the_top_are_one_layer():
+    """Beside a module: sizes 1 and 2 share a softmax, 5 has its own; an array by itself is a layer."""
+    gradients = {"a": np.float32([1.0]), "b": np.float32([-2.0]), "head": {"w": np.float32([5.0])}}
+    shares = hand_shares(gradients, group="layer")
+    np.testing.assert_allclose(shares["a"], 1 / (1 + np.e), rtol=1e-6)
+    np.testing.assert_allclose(shares["b"], np.e / (1 + np.e), rtol=1e-6)
+    np.testing.assert_allclose(shares["head"]["w"], 1.0)
+    bare = np.float32([1.0, -2.0])
+    np.testing.assert_allclose(hand_shares(bare, group="layer"), softmax(bare), rtol=1e-6)
 
 
 @pytest.mark.parametrize("literal", [False, True])
@@ -410,7 +477,7 @@ def test_where_neither_is_finite_nothing_moves():
     "options, message",
     [
         ({"mode": "inverted"}, "mode must be one of .*, got 'inverted'; did you mean 'invert'"),
-        ({"group": "layer"}, "group must be one of .*, got 'layer'"),
+        ({"group": "layers"}, "group must be one of .*, got 'layers'; did you mean 'layer'"),
         ({"guard": "nan"}, r"guard must be one of \('finite',\), got 'nan'"),
         ({"clip": (0.5, 0.2)}, r"0 <= low <= high <= 1, got \(0.5, 0.2\)"),
         ({"clip": (-0.1, 0.2)}, "0 <= low <= high <= 1"),

@@ -204,7 +204,7 @@ def test_new_groups_are_refused_where_no_state_has_shapes():
         update(optimizer, more, state, more)
 
 
-@pytest.mark.parametrize("nested", [{"b/c": 2.0}, {"b": {"d": 2.0}}], ids=["tensor", "module"])
+@pytest.mark.parametrize("nested", [{"b/c": 2.0}, {"b": {"d": 2.0}}], ids=["tensor", "layer"])
 def test_names_that_are_not_unique_are_refused(nested):
     params = jax.tree.map(jnp.float32, {"a/b": {"c": 1.0}, "a": nested})
     with pytest.raises(
