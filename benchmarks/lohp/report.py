@@ -28,7 +28,7 @@ NAMES = {
     "ridge": "ridge regression to the teacher's weights",
     "same_support_adam": "Adam on the support, tuned",
     "nearest_task": "nearest training task",
-    "paper_literal": "Lo-Hp's objective as published",
+    "paper_literal": "Lo-Hp's published objective, literally",
 }
 _OTHERS = {"teacher_adam": "teacher, Adam"}
 """Names in the table where teachers may see less."""

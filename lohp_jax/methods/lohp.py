@@ -105,7 +105,12 @@ def lo_op(
 
 
 def paper_literal(*, network: NetworkConfig = NetworkConfig()) -> Method:
-    """The objective as published, which falls short; see `PAPER_LITERAL`.
+    """The objective of the Lo-Hp paper (arXiv 2511.00543) to the letter, which falls short.
+
+    Rewards, backward policy, starts at N(0, I) and unperturbed states are the paper's. Standardised
+    weights around a shared theta_0, a pinned last coefficient, bounds of the standard deviations, λ, the
+    weights of the terms and the network are not; see `PAPER_LITERAL`. The paper warns of rates above
+    .001: train it with `learning_rate=1e-3` or less, where the default is 3e-3.
 
     Args:
       network: sizes of the policy network.

@@ -114,6 +114,17 @@ PAPER_LITERAL = HybridConfig(
     on_policy=1.0,
     coefficient_penalty=0.0,
 )
-"""The objective as published, kept for comparison. It falls far behind: `end` rewards cannot all be met,
-and a learned P_B leaves the speed of the policy free, so that a lower loss need not mean better
-weights."""
+"""The objective of the Lo-Hp paper, as far as settings go, kept for comparison.
+
+The paper's are: a flow that is a learned coefficient times the reward exp(-|s - theta_n|^2), with the
+end theta_n of a sub-trajectory at both of its ends; a P_B of the network's own; probabilities of all
+weights together; stored states as they are; starts at N(0, I), by `start_std`; a policy that learns from
+its own states and from stored ones.
+
+Not the paper's are: weights that are standardised, around a start theta_0 that all tasks share, where
+the paper draws theta_0 from N(0, I); a last coefficient that is pinned at 1, where it learns all;
+standard deviations that are bounded; and λ, the equal weights of both terms, the network and the
+training. The paper warns that training diverges at rates above .001, and our default is .003.
+
+It falls far behind: `end` rewards cannot all be met, and a learned P_B leaves the speed of the policy
+free, so that a lower loss need not mean better weights."""
