@@ -11,6 +11,7 @@ import matplotlib.figure
 import numpy as np
 
 from benchmarks import pages
+from benchmarks.hub import equation_6_report
 from benchmarks.hub import tasks as hub_tasks
 from benchmarks.hub.standings import (
     Cell,
@@ -259,12 +260,20 @@ def merge(results: dict[str, Any], more: dict[str, Any]) -> None:
     results.update(ordered)
 
 
+def read_equation_6(path: pathlib.Path) -> dict[str, Any] | None:
+    """What `benchmarks.hub.equation_6` has left beside the results."""
+    found = pages.beside(path, "equation_6.json")
+    return json.loads(found.read_text()) if found.exists() else None
+
+
 def write(path: pathlib.Path) -> None:
     """Writes the pages and the pictures."""
     results = json.loads(path.read_text())
     results = {task: found for task, found in results.items() if "hand" in found["arms"]}
     cells = read_cells(results)
-    pages.fill_readme(path, summary(cells))
+    landscape = read_equation_6(path)
+    more = equation_6_report.summary(landscape) if landscape else {}
+    pages.fill_readme(path, summary(cells) | more)
     parts = ["# HUB and its rivals", HEAD]
     for rule in sorted({arm.split("/")[0] for row in cells.values() for arm in row if "/" in arm}):
         picture = pages.beside(path, f"{rule}.png")
@@ -275,6 +284,10 @@ def write(path: pathlib.Path) -> None:
     parts += ["## Task by task"]
     for task, row in cells.items():
         parts += task_section(task, results[task], row)
+    if landscape:
+        picture = pages.beside(path, "equation_6.png")
+        equation_6_report.draw(landscape).savefig(picture, dpi=110)
+        parts += equation_6_report.section(landscape)
     write_atomically(pages.beside(path, "tables.md"), ("\n\n".join(parts) + "\n").encode())
 
 

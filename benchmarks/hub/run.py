@@ -78,9 +78,9 @@ def alone(task: hub_tasks.Task) -> dict[str, Arm]:
     """What a user would pick without a learned optimizer."""
     rates = task.rates
     return {
-        "hand": Arm(lambda rate, _: task.hand(rate), rates),
-        "hand_long": Arm(lambda rate, _: task.hand(rate), rates[:1], length=LONG),
-        "hand_default": Arm(lambda rate, _: task.hand(rate), (1e-3,)),
+        "hand": Arm(task.hand_designed, rates),
+        "hand_long": Arm(task.hand_designed, rates[:1], length=LONG),
+        "hand_default": Arm(task.hand_designed, (1e-3,)),
         "hand_cosine": Arm(
             lambda rate, n: task.hand(optax.cosine_decay_schedule(rate, n)),
             rates,
@@ -100,10 +100,9 @@ def with_learned(task: hub_tasks.Task, learned: Callable[[int], Any]) -> dict[st
     """The learned optimizer alone, and every way to put it together with the hand-designed one."""
 
     def both(combine, *options, **kinds) -> Make:
-        return lambda rate, n: combine(task.hand(rate), learned(n), *options, **kinds)
+        return lambda rate, n: combine(task.hand_designed(rate, n), learned(n), *options, **kinds)
 
-    rates = task.rates
-    default = task.hand(rates[NUM_TRIALS // 2])
+    rates, middle = task.rates, task.rates[NUM_TRIALS // 2]
     blocks = {}
     if task.is_new:
         modes = {f"hub_{k}": block_wise(task.is_new, literal=v) for k, v in _BLOCKS.items()}
@@ -117,7 +116,8 @@ def with_learned(task: hub_tasks.Task, learned: Callable[[int], Any]) -> dict[st
         "constant_1_over_K": Arm(both(constant_blend, "size"), rates),
         "constant_half": Arm(both(constant_blend, 0.5), rates),
         "constant_best": Arm(
-            lambda weight, n: constant_blend(default, learned(n), weight), _WEIGHTS
+            lambda weight, n: constant_blend(task.hand_designed(middle, n), learned(n), weight),
+            _WEIGHTS,
         ),
         "graft": Arm(both(graft), rates),
         "hub_vanilla": Arm(both(hub, mode="vanilla"), rates),
@@ -328,7 +328,8 @@ def run_missing(
             "scalars": list(arm.scalars),
             "num_seeds": task.num_seeds,
             "tuning_seeds": TUNING_SEEDS,
-        } | ({"theta": arm.theta} if arm.theta else {})
+        } | dict(task.settings)
+        settings |= {"theta": arm.theta} if arm.theta else {}
         if name not in rows or rows[name]["settings"] != settings:
             rows[name] = {"settings": settings, "environment": environment(), **compare(task, arm)}
             yield name

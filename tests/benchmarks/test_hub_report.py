@@ -19,11 +19,11 @@ def row(finals, *, start=1.0, losses=None, steps=3, scalar=0.1, scalars=(0.01, 0
 
 
 def results(metric="objective", **arms):
-    return {"radial_2": {"metric": metric, "num_query": 100, "trivial": {}, "arms": arms}}
+    return {"separable_1000": {"metric": metric, "num_query": 100, "trivial": {}, "arms": arms}}
 
 
 def cells_of(metric="objective", **arms):
-    return standings.read_cells(results(metric, **arms))["radial_2"]
+    return standings.read_cells(results(metric, **arms))["separable_1000"]
 
 
 def test_a_run_that_is_not_finite_or_ends_above_its_start_costs_its_start():
@@ -115,7 +115,7 @@ def test_an_arm_of_fewer_tasks_stands_beside_hub_on_those():
         arms = {"hand": 0.1, "r/alone": 0.3, "r/hub_trust": 0.1, "r/hub_invert": invert} | more
         return cells_of(**{name: row([end] * 4) for name, end in arms.items()})
 
-    cells = {"radial_2": task(0.025, **{"r/graft": 0.05}), "ltc_sine_8": task(0.1)}
+    cells = {"separable_1000": task(0.025, **{"r/graft": 0.05}), "ltc_sine_8": task(0.1)}
     lines = report.overall(cells, "r")[1].splitlines()
     columns = {line.split(" | ")[0].removeprefix("| "): line.split(" | ") for line in lines}
     assert columns["r/hub_invert"][1:3] == ["2", "0.50"]
@@ -126,17 +126,19 @@ def test_an_arm_of_fewer_tasks_stands_beside_hub_on_those():
 def test_merging_adds_arms_and_tasks():
     have = results(hand=row([0.1]))
     report.merge(
-        have, results(arm=row([0.2])) | {"ltc_sine_8": results(hand=row([0.3]))["radial_2"]}
+        have, results(arm=row([0.2])) | {"ltc_sine_8": results(hand=row([0.3]))["separable_1000"]}
     )
-    assert list(have) == ["radial_2", "ltc_sine_8"]
-    assert have["radial_2"]["arms"].keys() == {"hand", "arm"}
+    assert list(have) == ["separable_1000", "ltc_sine_8"]
+    assert have["separable_1000"]["arms"].keys() == {"hand", "arm"}
 
 
 def test_the_table_marks_a_scalar_at_the_edge_of_what_was_tried():
     found = results(hand=row([0.1]), arm=row([0.2], scalar=1.0), one=row([0.3], scalars=(0.1,)))
-    found = found["radial_2"]
+    found = found["separable_1000"]
     found["arms"]["same"] = row([0.4]) | {"trials": {"0.01": [0.3], "0.1": [0.3], "1": [0.4]}}
-    table = report.task_table(found, standings.read_cells({"radial_2": found})["radial_2"])
+    table = report.task_table(
+        found, standings.read_cells({"separable_1000": found})["separable_1000"]
+    )
     lines = {line.split(" | ")[0].removeprefix("| "): line for line in table.splitlines()}
     assert "| 1 (edge) |" in lines["arm"] and "| 0.1 |" in lines["hand"]
     assert "| nothing |" in lines["one"] and "| 0.1 (tie) |" in lines["same"]

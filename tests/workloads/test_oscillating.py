@@ -57,8 +57,8 @@ def test_gradients_follow_the_sign(x, lambda_):
 
 def test_the_forms_agree_in_one_dimension_only():
     x = [0.3, -0.2]
-    one = [objective(oscillating(1, form=form), x[:1]) for form in FORMS]
-    two = [objective(oscillating(2, form=form), x) for form in FORMS]
+    one = [objective(oscillating(1, form=form, lambda_=1.0), x[:1]) for form in FORMS]
+    two = [objective(oscillating(2, form=form, lambda_=1.0), x) for form in FORMS]
     assert one[0] == one[1] and abs(two[0] - two[1]) > 0.1
 
 
@@ -67,7 +67,7 @@ def test_the_gate_of_hub_is_constant_in_the_radial_form_alone(dimension):
     """Equal |g_i| make s = 1 / K (HUB paper, eq. 10) at every point."""
     shares = {}
     for form in FORMS:
-        family = oscillating(dimension, form=form)
+        family = oscillating(dimension, form=form, width=1.0 / dimension)
         params = family.init(jax.random.key(1))
         grads = jax.grad(family.loss)(params, (), KEY)
         shares[form] = np.asarray(hand_shares(grads)["x"])
@@ -93,13 +93,24 @@ def test_the_minimum_is_at_zero(s, lambda_):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("dimension", [2, 1000])
-def test_the_start_is_where_the_function_oscillates(form, dimension):
-    family = oscillating(dimension, form=form)
-    x = np.abs(jax.vmap(family.init)(jax.random.split(KEY, 20))["x"])
-    s = x.sum(-1) if form == "radial" else x
-    assert x.shape == (20, dimension) and x.dtype == np.float32
-    assert s.max() < 1 and abs(s.mean() - 0.5) < 0.15
+def test_the_settings_of_the_paper(form):
+    """λ = .01 and d = 1000, so that f(s) is .01 s² where it touches its bound, here at s = 1 / π."""
+    family = oscillating(form=form)
+    x = jnp.zeros(1000).at[7].set(-1 / np.pi)
+    assert family.init(KEY)["x"].shape == (1000,)
+    np.testing.assert_allclose(objective(family, x), 0.01 / np.pi**2, rtol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("width", [1.0, 1e-3])
+def test_the_start_is_uniform_within_its_width(form, width):
+    family = oscillating(form=form, width=width)
+    x = np.asarray(jax.vmap(family.init)(jax.random.split(KEY, 20))["x"])
+    assert x.shape == (20, 1000) and x.dtype == np.float32
+    assert 0.999 * width < np.abs(x).max() <= width and abs(x.mean()) < 0.02 * width
+    np.testing.assert_allclose(
+        np.abs(x).sum(-1), 500 * width, rtol=0.06
+    )  # |x| has the mean width / 2
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -119,6 +130,7 @@ def test_the_family_has_one_task(form):
         ({"dimension": 0}, "dimension must be at least 1, got 0"),
         ({"lambda_": 0.0}, "lambda_ must be positive and finite, got 0.0"),
         ({"lambda_": float("nan")}, "lambda_ must be positive and finite, got nan"),
+        ({"width": 0.0}, "width must be positive and finite, got 0.0"),
     ],
 )
 def test_oscillating_rejects(options, message):
