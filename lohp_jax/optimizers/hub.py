@@ -49,9 +49,7 @@ def hub(
 ) -> optax.GradientTransformationExtraArgs:
     """Blends two optimizers by s_i = exp|g_i| / sum_j exp|g_j|, a softmax over a group's entries.
 
-    As published the group is a layer, `group="layer"`; a tensor by itself is our default, and what most
-    of the benchmarks have measured.
-
+    As published the group is a layer; a tensor is our default, and what most benchmarks have measured.
     "vanilla" takes s of the hand-designed and 1 - s of the learned update (eq. 5), "invert" the other
     way round (eq. 13). The mean of s over a group of K entries is 1 / K whatever the gradient: small
     gradients give a constant blend, one that towers over the others by about log K or more gives its

@@ -30,24 +30,20 @@ def siren(
 ) -> TaskFamily:
     """Learns intensity as a function of position, with fewer bytes of weights than the volume has.
 
-    The defaults are those of the HUB paper (A.1): seven layers, a frequency rate of 2.2, w0 = 20,
-    batches of 100,000 coordinates, a compression of 256. It trains with Adamax from a rate of .001 along
-    a cosine, `optax.adamax(optax.cosine_decay_schedule(1e-3, num_steps))`. Its volumes are of HiP-CT.
-
-    The weights, float32, take at most 1 / `ratio` of the volume's bytes: 512 of them for 64³ voxels
-    of 16 bits at ratio 256, of which the widest network that fits, (3, 17, 8, 8, 8, 8, 8, 1), uses 509.
-    The loss is the mean
-    squared error of intensities that are scaled to [0, 100]; `evaluate` sees every voxel and also
-    returns, in dB and over the unscaled intensities, `psnr_type`, whose peak is that of the type
-    (65535), and `psnr_data`, whose peak is the volume's own range.
+    Defaults are of the HUB paper (A.1): seven layers, batches of 100,000 coordinates, a ratio of 256. It
+    trains with `optax.adamax(optax.cosine_decay_schedule(1e-3, num_steps))`, on volumes of HiP-CT. The
+    weights, float32, take at most 1 / `ratio` of the volume's bytes: 512 of them for 64³ voxels of 16
+    bits at ratio 256, of which the widest network that fits, (3, 17, 8, 8, 8, 8, 8, 1), uses 509. The
+    loss is the mean squared error of intensities that are scaled to [0, 100]; `evaluate` sees every
+    voxel and also returns, in dB and over the unscaled intensities, `psnr_type`, whose peak is that of
+    the type (65535), and `psnr_data`, whose peak is the volume's own range.
 
     Args:
       volume: `[X, Y, Z]` uint8 or uint16, see `read_volume`; then the family is this one task, in both
         splits. None: every task is a `synthetic_volume` of its own.
       size: of a synthetic volume.
       ratio: of compression.
-      hidden_layers: sine layers; the first is 2.2 times as wide as the others, and a linear one, the
-        seventh by default, follows.
+      hidden_layers: sine layers, the first 2.2 times as wide as the others; a linear one follows.
       w0: frequency of the sines.
       batch_size: voxels per evaluation of the loss, drawn with its key and with replacement; None for
         all, whose memory grows with the volume.
