@@ -99,6 +99,8 @@ def draw(rows: list[dict[str, Any]]) -> bytes:
                 _draw_curve(axes[row, columns.index(k)], found, method, _READ[name])
         for row, label in enumerate(CURVES.values()):
             axes[row, 0].set(yscale="log", ylabel=label)
+            axes[row, 0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes[row, 0].yaxis.set_minor_formatter(lambda value, _: "")
         for column, k in enumerate(columns):
             axes[0, column].set_title(f"k = {k}, {NUM_STEPS // k} steps")
             axes[-1, column].set_xlabel("updates")
