@@ -176,7 +176,7 @@ def lohp_loss(
     Args:
       residuals: `[N + 1, N + 1]` d(m, n), as of `lohp_residuals`, in nats.
       lambda_: λ, positive and finite; a small value favours short sub-trajectories.
-      huber_delta: the threshold, positive, in nats; None squares all residuals, as published.
+      huber_delta: the threshold, positive, in nats; None squares all residuals, as SubTB does.
 
     Returns: scalar, in nats squared.
 

@@ -34,7 +34,7 @@ class HybridConfig:
     lambda_: float = 0.9
     """Weight ratio between sub-trajectories one step apart in length."""
     huber_delta: float | None = 1.0
-    """Residual, in nats, beyond which its loss is linear; None squares all, as published."""
+    """Residual, in nats, beyond which its loss is linear; None squares all, as SubTB does."""
     off_policy: float = 1.0
     """Weight of the off-policy term."""
     on_policy: float = 0.01
