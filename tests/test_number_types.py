@@ -27,14 +27,6 @@ def typed(name):
     return np.dtype(jnp.bfloat16) if name == "bfloat16" else np.dtype(name)
 
 
-def refused(function, *args, match, **options):
-    with pytest.raises(ValueError, match=match) as info:
-        function(*args, **options)
-    assert (
-        str(info.value).count(".") <= str(info.value).count(";") + 8
-    )  # one sentence, no traceback
-
-
 @pytest.mark.parametrize("name", [*RIGHT, "int8", ">i2", "uint16", "bool"])
 def test_what_jax_can_hold_is_held(name):
     array = np.array([0, 1, 1, 0, 1]).astype(typed(name))
@@ -57,7 +49,8 @@ def test_what_jax_can_hold_is_held(name):
     ],
 )
 def test_what_jax_cannot_hold_is_refused(array, message):
-    refused(as_held, "here", "x", array, match=message)
+    with pytest.raises(ValueError, match=message):
+        as_held("here", "x", array)
 
 
 def fits(init, apply, x, y):
@@ -78,9 +71,12 @@ def test_examples_of_any_real_type(name):
 
 
 def test_examples_that_do_not_fit_are_refused():
-    refused(fits, *MODEL, np.float64(X) * 1e300, X[..., 0], match="range of float32 in x")
-    refused(fits, *MODEL, np.int64(X) + 2**40, X[..., 0], match="range of int32 in x")
-    refused(fits, *MODEL, X + 1j, X[..., 0], match="expected real x, got complex")
+    with pytest.raises(ValueError, match="range of float32 in x"):
+        fits(*MODEL, np.float64(X) * 1e300, X[..., 0])
+    with pytest.raises(ValueError, match="range of int32 in x"):
+        fits(*MODEL, np.int64(X) + 2**40, X[..., 0])
+    with pytest.raises(ValueError, match="expected real x, got complex"):
+        fits(*MODEL, X + 1j, X[..., 0])
 
 
 @pytest.mark.parametrize(
@@ -96,7 +92,8 @@ def test_examples_that_do_not_fit_are_refused():
 def test_contexts(value, message):
     check = support_of(fits(*MODEL, X, X[..., 0])).check
     check({"x": X[0].astype(np.float64), "y": X[0, :, 0].astype(np.float16)})
-    refused(check, {"x": value, "y": X[0, :, 0]}, match=message)
+    with pytest.raises(ValueError, match=message):
+        check({"x": value, "y": X[0, :, 0]})
 
 
 def image_door(pool):
@@ -117,9 +114,12 @@ def test_image_sets_of_any_real_type(name):
 
 def test_image_sets_that_do_not_fit_are_refused():
     pool = RNG.integers(0, 255, (2, 3, 4, 4, 1))
-    refused(image_door, pool.astype(np.uint8), match="images in .0, 1. in train, got uint8; divide")
-    refused(image_door, pool.astype(">u2"), match="images in .0, 1. in train, got uint16; divide")
-    refused(image_door, pool + 1j, match="expected real numbers in train, got complex128")
+    with pytest.raises(ValueError, match=r"images in .0, 1. in train, got uint8; divide"):
+        image_door(pool.astype(np.uint8))
+    with pytest.raises(ValueError, match=r"images in .0, 1. in train, got uint16; divide"):
+        image_door(pool.astype(">u2"))
+    with pytest.raises(ValueError, match="expected real numbers in train, got complex128"):
+        image_door(pool + 1j)
 
 
 PROBLEM = {"A": np.eye(5, 10) + 0.1, "b": np.ones(5), "penalty": np.array(0.1)}
@@ -145,28 +145,35 @@ def test_problems_of_a_file(name, tmp_path):
 )
 def test_problems_that_do_not_fit_are_refused(name, array, message, tmp_path):
     family = lasso(5, 10)
-    refused(family.check, PROBLEM | {name: array}, match=message)
+    with pytest.raises(ValueError, match=message):
+        family.check(PROBLEM | {name: array})
     if array.dtype.isnative:
         arrays = {k: v[None] for k, v in (PROBLEM | {name: array}).items()}
         np.savez(tmp_path / "p.npz", **arrays)
-        refused(read_problems, tmp_path / "p.npz", family, match=message)
+        with pytest.raises(ValueError, match=message):
+            read_problems(tmp_path / "p.npz", family)
 
 
 def test_codecs():
     params = {"w": np.float32([1.0, 2.0])}
     make = functools.partial(make_codec, channels=2)
-    refused(make, {"w": np.ones(2, BIG)}, match="make_codec: expected .*'w'.* byte order")
-    refused(make, {"w": np.ones(2, LONG)}, match="make_codec: expected .*'w'.* 64 bits at most")
-    refused(make, {"w": np.ones(2, complex)}, match="expected floating-point arrays, got complex")
+    with pytest.raises(ValueError, match=r"make_codec: expected .*'w'.* byte order"):
+        make({"w": np.ones(2, BIG)})
+    with pytest.raises(ValueError, match=r"make_codec: expected .*'w'.* 64 bits at most"):
+        make({"w": np.ones(2, LONG)})
+    with pytest.raises(ValueError, match="expected floating-point arrays, got complex"):
+        make({"w": np.ones(2, complex)})
     codec = make(params)
     np.testing.assert_array_equal(codec.encode({"w": np.array([1, 2], BIG)}), [[1, 2]])
     np.testing.assert_array_equal(codec.encode({"w": np.array([1, 2], LONG)}), [[1, 2]])
-    refused(codec.encode, {"w": np.array([1, 2j])}, match="expected real weights at .*'w'")
+    with pytest.raises(ValueError, match=r"expected real weights at .*'w'"):
+        codec.encode({"w": np.array([1, 2j])})
     ends = np.array([[3.0, 4.0], [3.0, 4.0]])
     for name in RIGHT:
         scale = standard_scale({"w": ends.astype(typed(name))}, {"w": np.zeros(2, typed(name))})
         np.testing.assert_allclose(scale["w"], np.sqrt(12.5), rtol=1e-3)
-    refused(standard_scale, {"w": ends + 1j}, {"w": np.zeros(2)}, match="expected real weights")
+    with pytest.raises(ValueError, match="expected real weights"):
+        standard_scale({"w": ends + 1j}, {"w": np.zeros(2)})
 
 
 def bowl(params, data, key):
@@ -181,9 +188,12 @@ def test_params_of_a_rollout():
         states = run(params=params, num_steps=2).states["w"]
         assert states.dtype == typed(name)
         np.testing.assert_allclose(np.complex64(states[-1]), 0.64, rtol=1e-2)
-    refused(run, params={"w": np.ones(2, BIG)}, num_steps=2, match="rollout: .*'w'.* byte order")
-    refused(run, params={"w": np.ones(2, LONG)}, num_steps=2, match="rollout: .*'w'.* 64 bits")
-    refused(run, params={"w": np.arange(2)}, num_steps=2, match="floating-point or complex params")
+    with pytest.raises(ValueError, match=r"rollout: .*'w'.* byte order"):
+        run(params={"w": np.ones(2, BIG)}, num_steps=2)
+    with pytest.raises(ValueError, match=r"rollout: .*'w'.* 64 bits"):
+        run(params={"w": np.ones(2, LONG)}, num_steps=2)
+    with pytest.raises(ValueError, match="floating-point or complex params"):
+        run(params={"w": np.arange(2)}, num_steps=2)
 
 
 @pytest.mark.parametrize("make", [optimizers.sam, lambda o: optimizers.hub(o, o), None])
@@ -192,15 +202,20 @@ def test_parameters_and_gradients_of_optimizers(make):
         optimizers.pretrained_optimizer("small", 5) if make is None else make(optax.sgd(0.1))
     )
     params = {"w": np.ones(2, np.float32)}
-    refused(optimizer.init, {"w": np.ones(2, BIG)}, match="expected .*w.* in the byte order")
-    refused(optimizer.init, {"w": np.ones(2, LONG)}, match="expected .*w.* of 64 bits at most")
-    refused(optimizer.init, {"w": np.arange(2)}, match="expected floating-point .*got int")
+    with pytest.raises(ValueError, match=r"expected .*w.* in the byte order"):
+        optimizer.init({"w": np.ones(2, BIG)})
+    with pytest.raises(ValueError, match=r"expected .*w.* of 64 bits at most"):
+        optimizer.init({"w": np.ones(2, LONG)})
+    with pytest.raises(ValueError, match=r"expected floating-point .*got int"):
+        optimizer.init({"w": np.arange(2)})
     state = optimizer.init(params)
     update = functools.partial(optimizer.update, state=state, params=params, value=1.0)
     if make is optimizers.sam:
         update = functools.partial(update, grad_fn=lambda p, _: p)
     for gradient in (np.ones(2, complex), np.ones(2, int)):
-        refused(
-            update, {"w": gradient}, match=r"gradient at .* is of type .*, its parameter of float32"
-        )
-    refused(update, {"w": np.ones(2, BIG)}, match="the gradient at w in the byte order")
+        with pytest.raises(
+            ValueError, match=r"gradient at .* is of type .*, its parameter of float32"
+        ):
+            update({"w": gradient})
+    with pytest.raises(ValueError, match="the gradient at w in the byte order"):
+        update({"w": np.ones(2, BIG)})

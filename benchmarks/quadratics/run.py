@@ -25,7 +25,7 @@ import optax
 
 import lohp_jax as lj
 from benchmarks.quadratics import report
-from benchmarks.quadratics.report import RESULTS
+from benchmarks.quadratics.report import NUM_STEPS, RESULTS
 from lohp_jax.files import write_atomically
 from lohp_jax.fitting import FitConfig, Gathered, gather
 from lohp_jax.methods.training import make_training
@@ -47,7 +47,7 @@ from lohp_jax.trajectories.prepare import prepare
 from lohp_jax.trajectories.teachers import make_teachers
 from lohp_jax.types import Example, PyTree, TaskFamily
 
-DIMENSION, NUM_STEPS, STEP = 8, 24, 0.25
+DIMENSION, STEP = 8, 0.25
 CURVATURES = np.geomspace(0.1, 2.0, DIMENSION)
 NETWORK = lj.NetworkConfig(trunk="mlp", widths=(64, 64), embedding=64)
 METHODS = {

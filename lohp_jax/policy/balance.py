@@ -265,9 +265,8 @@ def _weighted_mean(values, lambda_):
     gap = _gap(values, values.dtype)
     log_weight = gap * jnp.log(jnp.asarray(lambda_, values.dtype))
     weight = jax.nn.softmax(jnp.where(gap > 0, log_weight, -jnp.inf), axis=(0, 1))
-    return jnp.sum(
-        weight * jnp.where(weight > 0, values, 0.0)
-    )  # a weight can underflow, a value be inf
+    counted = jnp.where(weight > 0, values, 0.0)  # a weight can underflow where a value is inf
+    return jnp.sum(weight * counted)
 
 
 def _differences(start, end):
