@@ -138,6 +138,7 @@ def train(
     except KeyboardInterrupt:
         if int(state.step):
             book.save(state)
+        book.drop_lines_after(int(state.step))
         raise
     return state
 
@@ -195,9 +196,14 @@ class _Book:
                 self._folder, {"state": fresh, **saving.beside}
             )
             state = stored["state"]
-        metrics.drop_lines_after(self._lines, self._name, int(state.step))
+        self.drop_lines_after(int(state.step))
         self._history = metrics.read_lines(self._lines, self._name)
         return state
+
+    def drop_lines_after(self, step: int) -> None:
+        """Removes lines of metrics beyond `step`, where nothing was saved."""
+        if self._saving is not None:
+            metrics.drop_lines_after(self._lines, self._name, step)
 
     def write(self, step: int, rate: float, means: dict[str, Any]) -> dict[str, Any]:
         """Appends a line of metrics; returns the means with the alarm of a frozen policy."""

@@ -375,13 +375,13 @@ def test_signal_in_mid_training_leaves_a_resumable_run(endless):
     cache = jax.config.jax_compilation_cache_dir or ""
     process = start_training(endless, LOHP, JAX_COMPILATION_CACHE_DIR=cache)
     deadline = time.monotonic() + 180
-    while not (endless / "metrics.jsonl").exists() and process.poll() is None:
-        assert time.monotonic() < deadline
+    lines = endless / "metrics.jsonl"
+    while not (lines.exists() and len(lines.read_bytes().splitlines()) > 1):
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     assert_interrupted(process)
-    done = trained_steps(endless, "cloning")
-    assert done == metrics.read_lines(endless / "metrics.jsonl", "cloning")[-1]["step"] > 0
+    assert trained_steps(endless, "cloning") == metrics.read_lines(lines, "cloning")[-1]["step"] > 0
     assert all(np.isfinite(leaf).all() for leaf in trained(endless, "cloning"))
 
 

@@ -252,6 +252,8 @@ def test_interrupt_between_line_and_report_leaves_one_line_a_chunk(whole, tmp_pa
         patch.setattr(metrics, "append_line", append_and_stop)
         with pytest.raises(KeyboardInterrupt):
             run(directory)
+    saved = checkpoint.latest_step(directory / "checkpoints" / NAME)
+    assert lines(directory)[-1]["step"] == saved == 4
     assert_same_run(directory, run(directory), whole)
 
 
