@@ -26,6 +26,7 @@ from lohp_jax.fitting import FitConfig, fit
 from lohp_jax.generation import familiarity, generate, make_generator
 from lohp_jax.methods.cloning import cloning
 from lohp_jax.methods.hypernetwork import hypernetwork, hypernetwork_regression
+from lohp_jax.methods.lo_di import lo_di
 from lohp_jax.methods.lohp import lo_op, lohp, lohp_consolidated, paper_literal
 from lohp_jax.methods.lohp_feedback import lohp_feedback
 from lohp_jax.methods.weight_diffusion import weight_diffusion
@@ -95,6 +96,7 @@ __all__ = [
     "lohp",
     "lohp_consolidated",
     "lohp_feedback",
+    "lo_di",
     "lo_op",
     "paper_literal",
     "cloning",

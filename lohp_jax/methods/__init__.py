@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from lohp_jax.methods.cloning import cloning
 from lohp_jax.methods.hypernetwork import hypernetwork, hypernetwork_regression
+from lohp_jax.methods.lo_di import lo_di
 from lohp_jax.methods.lohp import lo_op, lohp, lohp_consolidated, paper_literal
 from lohp_jax.methods.lohp_feedback import lohp_feedback
 from lohp_jax.methods.weight_diffusion import weight_diffusion
@@ -16,7 +17,8 @@ METHODS: dict[str, Callable[..., Method]] = {
     "cloning": cloning,
     "hypernetwork": hypernetwork,
     "hypernetwork_regression": hypernetwork_regression,
-    "lo_di": weight_diffusion,
+    "weight_diffusion": weight_diffusion,
+    "lo_di": lo_di,
     "lo_op": lo_op,
     "paper_literal": paper_literal,
 }

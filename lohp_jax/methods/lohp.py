@@ -4,6 +4,8 @@ import dataclasses
 import functools
 from typing import Literal, get_args
 
+import jax.numpy as jnp
+
 from lohp_jax.checks import check_option
 from lohp_jax.methods.cloning import cloning_loss
 from lohp_jax.methods.common import policy_method, settings, weighted
@@ -91,17 +93,31 @@ def lohp_consolidated(
 def lo_op(
     *, network: NetworkConfig = NetworkConfig(), balance: HybridConfig = HybridConfig()
 ) -> Method:
-    """Lo-Op: balance on the policy's own states alone, toward rewards at the stored ones.
+    """Lo-Op: balance on the policy's own states alone, which knows of a trajectory its two ends only.
 
-    The Lo-Hp paper ablates a variant of this name, between Lo-Di and Lo-Hp (table 2); this is our
-    reading of it. The stored states are the centres of its rewards, so that it is not free of them.
+    The Lo-Hp paper ablates a variant of this name, between Lo-Di and Lo-Hp (table 2): on-policy
+    balance without the supervision of offline sub-trajectories. As a reward needs a place, ours are
+    along the straight line from theta_0 to the end; no state stored in between is looked at, and no
+    state but the policy's own is walked from. For rewards at the stored states give `lohp` a `balance`
+    with `off_policy=0.0, on_policy=1.0`.
 
     Args:
       network: sizes of the policy network.
       balance: the objective, of which the weights of both terms are replaced.
     """
     on_policy = dataclasses.replace(balance, off_policy=0.0, on_policy=1.0)
-    return _balanced("lo_op", network, on_policy, settings(network=network, balance=balance))
+
+    def loss(policy, params, example, key):
+        straight = jnp.linspace(example.tokens[0], example.tokens[-1], len(example.tokens))
+        return hybrid_loss(policy, params, example._replace(tokens=straight), key)
+
+    return policy_method(
+        "lo_op",
+        lambda policy, space: functools.partial(loss, policy),
+        network=network,
+        balance=on_policy,
+        config=settings(network=network, balance=balance),
+    )
 
 
 def paper_literal(*, network: NetworkConfig = NetworkConfig()) -> Method:
@@ -115,14 +131,10 @@ def paper_literal(*, network: NetworkConfig = NetworkConfig()) -> Method:
     Args:
       network: sizes of the policy network.
     """
-    return _balanced("paper_literal", network, PAPER_LITERAL, settings(network=network))
-
-
-def _balanced(name: str, network: NetworkConfig, balance: HybridConfig, config: dict) -> Method:
     return policy_method(
-        name,
+        "paper_literal",
         lambda policy, space: functools.partial(hybrid_loss, policy),
         network=network,
-        balance=balance,
-        config=config,
+        balance=PAPER_LITERAL,
+        config=settings(network=network),
     )

@@ -1,7 +1,4 @@
-"""Lo-Di: diffusion over weights, with the end of each stored trajectory as its target.
-
-The Lo-Hp paper ablates a variant of this name, between a hypernetwork and Lo-Op (table 2); what is
-diffused, and how, is our reading of it.
+"""Diffusion over weights, with the end of each stored trajectory as its only target.
 
 Schedule and sampler are those that solve optimization problems; the denoiser is the policy's network
 over the tokens of the codec, told a noise level where a policy is told its step.
@@ -27,14 +24,14 @@ SCHEDULE = Schedule()
 def weight_diffusion(
     *, network: NetworkConfig = NetworkConfig(), balance: HybridConfig = HybridConfig()
 ) -> Method:
-    """Lo-Di: diffusion over the ends of the stored trajectories; a walk denoises by DDIM.
+    """Diffusion over the ends of the stored trajectories; a walk denoises by DDIM.
 
     Args:
       network: sizes of the denoiser.
       balance: gives the condition dropout; nothing else of it matters.
     """
     return policy_method(
-        "lo_di",
+        "weight_diffusion",
         lambda policy, space: functools.partial(denoising_loss, policy),
         network=network,
         balance=balance,

@@ -80,17 +80,22 @@ def test_each_method_trains_and_walks(space, example, name):
     loss, info = jax.eval_shape(method.loss, params, example, KEY)
     assert loss.shape == () and all(hasattr(value, "shape") for value in info.values())
     states = jax.eval_shape(method.walk, params, example.context, KEY)
-    num_states = {"hypernetwork": 2, "hypernetwork_regression": 2, "lo_di": 2}.get(name, 3)
+    num_states = {"hypernetwork": 2, "hypernetwork_regression": 2, "weight_diffusion": 2}.get(
+        name, 3
+    )
     assert states.shape == (num_states, *space.codec.mask.shape)
 
 
-def test_the_network_of_lo_di_is_told_a_noise_level(space, example):
+def test_the_network_of_a_diffusion_is_told_a_noise_level(space, example):
     def parameter_of_the_step(name):
         params = jax.eval_shape(make(name).bound(space).init, KEY, example)
         return {n: p.shape for n, p in params["network"]["step"].items()}
 
     assert parameter_of_the_step("cloning") == {"embeddings": (2, 8)}
-    assert parameter_of_the_step("lo_di") == {"w": (len(level_features(0.0)), 8), "b": (8,)}
+    assert parameter_of_the_step("weight_diffusion") == {
+        "w": (len(level_features(0.0)), 8),
+        "b": (8,),
+    }
 
 
 @pytest.fixture
@@ -140,8 +145,7 @@ def test_terms_of_a_weighted_objective(losses, space, name, settings, weights, n
         ("cloning", 10, "cloning_loss"),
         ("hypernetwork", 100, "task_loss"),
         ("hypernetwork_regression", 7, "regression_loss"),
-        ("lo_di", 3, "denoising_loss"),
-        ("lo_op", 1, "hybrid_loss"),
+        ("weight_diffusion", 3, "denoising_loss"),
         ("paper_literal", 1, "hybrid_loss"),
     ],
 )
@@ -159,3 +163,23 @@ def test_consolidation_starts_from_lohp_and_takes_half_of_the_updates():
     assert method.starts_from.config == make("lohp", anchor=0.5).config
     others = [make(name) for name in METHODS if name != "lohp_consolidated"]
     assert all(m.starts_from is None and m.share == 1.0 for m in others)
+
+
+def test_lo_op_knows_of_a_trajectory_its_two_ends_only(space, example):
+    method = make("lo_op").bound(space)
+    params = jax.tree.map(
+        lambda p: p + 0.1 * jax.random.normal(KEY, p.shape), method.init(KEY, example)
+    )
+    loss = jax.jit(lambda tokens: method.loss(params, example._replace(tokens=tokens), KEY)[0])
+    expected = loss(example.tokens)
+    np.testing.assert_allclose(loss(example.tokens.at[1].set(7.0)), expected, rtol=1e-6)
+    assert abs(loss(example.tokens.at[-1].add(1.0)) - expected) > 1e-3
+
+
+def test_lo_op_on_a_straight_trajectory_is_balance_on_its_own_states(space, example):
+    on_policy = dataclasses.replace(BALANCE, off_policy=0.0, on_policy=1.0)
+    of_lohp, method = (make("lohp", balance=on_policy).bound(space), make("lo_op").bound(space))
+    params = method.init(KEY, example)
+    (own,) = jax.random.split(KEY, 1)  # of the one term of `lohp`
+    expected = of_lohp.loss(params, example, KEY)[0]
+    np.testing.assert_allclose(method.loss(params, example, own)[0], expected, rtol=1e-5)

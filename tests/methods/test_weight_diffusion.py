@@ -170,7 +170,7 @@ def family():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, family):
-    """A run directory with `lo_di`, what was trained, and a function that goes on."""
+    """A run directory with `weight_diffusion`, what was trained, and a function that goes on."""
     directory = tmp_path_factory.mktemp("run")
     method = weight_diffusion(network=NetworkConfig(trunk="mlp", widths=(8,), embedding=8))
     go_on = functools.partial(
@@ -187,18 +187,18 @@ def trained(tmp_path_factory, family):
 
 def test_a_training_is_kept_and_brought_back(trained, family):
     directory, generator, go_on = trained
-    (line,) = metrics.read_lines(directory / "metrics.jsonl", "lo_di")
+    (line,) = metrics.read_lines(directory / "metrics.jsonl", "weight_diffusion")
     assert line["step"] == 4 and 0 < line["loss"] < 2
     chex.assert_trees_all_equal(go_on().params, generator.params)
-    loaded = lohp_jax.load(directory, "lo_di", family)
+    loaded = lohp_jax.load(directory, "weight_diffusion", family)
     chex.assert_trees_all_equal(loaded.params, generator.params)
 
 
 @pytest.fixture(scope="module")
 def generator(trained, family):
     """As loaded, but with random weights: after a few updates hardly anything depends on the context."""
-    loaded = lohp_jax.load(trained[0], "lo_di", family)
-    assert loaded.family == "digits_5way" and loaded.config["method"]["name"] == "lo_di"
+    loaded = lohp_jax.load(trained[0], "weight_diffusion", family)
+    assert loaded.family == "digits_5way" and loaded.config["method"]["name"] == "weight_diffusion"
     return dataclasses.replace(loaded, params=random_like(loaded.params))
 
 

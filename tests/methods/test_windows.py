@@ -123,7 +123,9 @@ def test_tokens_are_those_of_the_rows_and_windows_drawn(method, dataset):
     )
 
 
-@pytest.mark.parametrize("name", ["lohp", "cloning", "hypernetwork_regression", "lo_di", "lo_op"])
+@pytest.mark.parametrize(
+    "name", ["lohp", "cloning", "hypernetwork_regression", "lo_di", "lo_op", "weight_diffusion"]
+)
 def test_methods_of_windows_train_and_walk_the_whole(name, space, dataset):
     method, losses = METHODS[name](network=NETWORK), []
     told = {"on_progress": lambda progress: losses.append(progress.metrics["loss"])}
