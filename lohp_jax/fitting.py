@@ -22,6 +22,7 @@ from lohp_jax.trajectories.dataset import (
     Coordinates,
     Dataset,
     WindowDataset,
+    imitating,
     make_coordinates,
     make_dataset,
     make_space,
@@ -109,6 +110,7 @@ def fit(
     *,
     key: jax.Array,
     teachers: Asked | Iterable[Asked] = "adam:0.01",
+    imitate: str = "best",
     directory: str | os.PathLike | None = None,
     resume: bool = False,
     strategy: Strategy = "jit",
@@ -127,6 +129,7 @@ def fit(
       method: how to train; None for `lohp()`.
       key: randomness of tasks, starts and training; the result depends on it alone.
       teachers: optax transformations, names for `make_optimizer`, or pairs of a name and either.
+      imitate: whose trajectories generated weights follow, as in `load`.
       directory: for trajectories, checkpoints and metrics, to `load` or resume; None keeps no files.
       resume: go on in a directory that holds a run with the same arguments.
       strategy: of `compile_update`, for training.
@@ -145,6 +148,8 @@ def fit(
     start_key, prepare_key, train_key = jax.random.split(key, 3)
     theta_0 = jax.jit(family.init)(start_key)
     kinds = make_teachers(teachers, config.num_steps, theta_0)
+    names = [kind.name for kind in kinds]
+    check_option("fit", "imitate", imitate, ("best", "mixed", *names))
     if directory is not None:
         directory = pathlib.Path(directory)
         _open_directory(directory, _described_run(described, method, kinds, config, key), resume)
@@ -163,7 +168,8 @@ def fit(
     saving = directory and saving_of(directory, gathered, described, kinds, config)
     told = {"strategy": strategy, "saving": saving, "on_progress": on_progress}
     training = gathered.space, gathered.dataset, config.updating(), train_key
-    return make_generator(method, gathered.space, train_method(method, *training, **told))
+    params = train_method(method, *training, **told)
+    return make_generator(method, imitating(gathered.space, imitate, names), params)
 
 
 def _make_config(settings: dict[str, Any]) -> FitConfig:

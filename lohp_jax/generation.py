@@ -159,7 +159,7 @@ def _in_pieces(windowed: Windowed | None) -> bool:
 def _make_pieces(windowed: Windowed, space: Space) -> Pieces:
     """The same weights window by window: beside what it yields, a batch of windows is in memory."""
     family, codec, windows = space.family, space.codec, windowed.windows
-    encode = jax.jit(windowed.encode, static_argnums=2)
+    encode = jax.jit(windowed.encode, static_argnums=3)
 
     @functools.partial(jax.jit, static_argnums=(5, 6))
     def walk(params, seen, keys, view, temperature, num_steps, guidance):
@@ -171,7 +171,7 @@ def _make_pieces(windowed: Windowed, space: Space) -> Pieces:
         _check_options(support_of(family).check, context, temperature, guidance)
         options = jnp.float32(temperature), num_steps, float(guidance)
         ordered, rank = canonical_order(family, context)
-        seen = encode(params, ordered, float(guidance))
+        seen = encode(params, ordered, key, float(guidance))
         names = None if rank is None else np.argsort(rank)
         return _walk_pieces(windows, walk, (params, seen), windowed.view, key, options, names)
 

@@ -262,6 +262,10 @@ class View(NamedTuple):
     start: jax.Array
 
 
+MIXED = -1
+"""A teacher of a `Space` that is none of its kinds but any of them."""
+
+
 class Space(NamedTuple):
     """What a method may know before it sees an example: where weights live, and what walks there.
 
@@ -271,7 +275,7 @@ class Space(NamedTuple):
       theta_0: the shared start of all trajectories.
       num_steps: N, steps of a walk; a stored trajectory has N + 1 matched states.
       num_teachers: how many kinds of trajectories there are.
-      teacher: the kind to imitate, from 0.
+      teacher: the kind to imitate, from 0; `MIXED` for one that every walk draws anew.
     """
 
     family: TaskFamily
@@ -309,7 +313,7 @@ class Windowed(NamedTuple):
     Attributes:
       windows: how tokens are cut.
       view: `(index [...]) -> View` on the host, with the leading axes of the index.
-      encode: `(params, context, guidance) -> seen`, what all windows see of a task.
+      encode: `(params, context, key, guidance) -> seen`, what all windows of a walk see.
       walk: `(params, seen, key, view, *, temperature, num_steps, guidance) -> [S, size, channels]`, the
         states of one window; the last one is what is generated. None for a method that sees the whole
         network at every step, so that no window can be walked apart; its updates see `Example.around`.

@@ -211,6 +211,37 @@ def test_a_directory_of_another_fit_is_refused_and_left_alone(family, kept):
     assert {p: p.stat().st_mtime_ns for p in directory.rglob("*")} == before
 
 
+@pytest.mark.parametrize("window", [None, 2])
+def test_a_generator_follows_the_teacher_that_it_is_told(family, tmp_path, window):
+    """Far apart, as one of them does not move; all windows of a network follow the same one."""
+    method = lj.cloning(network=lj.NetworkConfig(widths=(8, 8), embedding=8, window=window))
+    sizes = SIZES | {"updates": 60, "learning_rate": 0.02, "channels": 1, "batch_size": 8}
+    teachers = [("none", optax.set_to_zero()), ("sgd", optax.sgd(0.3))]
+    given = {"key": KEY, "teachers": teachers, "directory": tmp_path} | sizes
+    best = lj.fit(family, method, **given)
+    mixed = lj.fit(family, method, imitate="mixed", resume=True, **given)
+    context = family.context(family.sample(KEY, "held_out"), KEY)
+    keys = jax.random.split(KEY, 12)
+
+    def ends(generator):
+        weights = jax.jit(jax.vmap(lambda key: lj.generate(generator, context, key)))(keys)
+        return np.hstack([leaf.reshape(len(keys), -1) for leaf in jax.tree.leaves(weights)])
+
+    each = [ends(lj.load(tmp_path, method, family, imitate=name)) for name in ("none", "sgd")]
+    np.testing.assert_array_equal(ends(best), each[1])
+    assert np.abs(each[0] - each[1]).max(axis=1).min() > 0.1
+    apart = [np.abs(ends(mixed) - end).max(axis=1) for end in each]
+    drawn = np.argmin(apart, axis=0)
+    assert np.min(apart, axis=0).max() < 1e-5 and 0 < drawn.sum() < len(keys)
+
+
+def test_a_teacher_that_no_run_had_is_refused(family, kept):
+    with pytest.raises(ValueError, match=r"'best', 'mixed', 'adam'.*got 'adan'.*'adam'"):
+        lj.load(kept[0], own_method(), family, imitate="adan")
+    with pytest.raises(ValueError, match=r"must be one of .*got 'bset'; did you mean 'best'"):
+        lj.fit(family, own_method(), key=KEY, imitate="bset", **SIZES)
+
+
 def test_loading_asks_for_what_a_directory_cannot_know(family, kept):
     directory, _ = kept
     with pytest.raises(ValueError, match=r"does not know where its family comes from; .*family="):

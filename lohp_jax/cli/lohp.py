@@ -119,6 +119,7 @@ def generate(
     weights: pathlib.Path,
     support: pathlib.Path | None = None,
     method: Named = "lohp",
+    imitate: str = "best",
     num_samples: int = 1,
     temperature: float = 0.0,
     guidance: float = 0.0,
@@ -133,6 +134,8 @@ def generate(
         support: .npz file with the arrays of a context, such as `x` [n, ...] and `y` [n]; unset for a
             held-out task, whose score is then printed.
         method: which trained method, by name or where it is.
+        imitate: whose trajectories to follow: the name of a teacher; "best", the one that reached the
+            lowest loss; or "mixed", drawn anew for every sample.
         num_samples: independent samples.
         temperature: factor of the policy's standard deviations; 0 follows its means.
         guidance: how far to exaggerate the effect of the support.
@@ -141,7 +144,7 @@ def generate(
     """
     with usage_errors():
         named = find_method(method) if ":" in method else method
-    generator = load(out, named)
+    generator = load(out, named, imitate=imitate)
     family = family_of(resolve(from_json(generator.config["run"])))
     task_key, key = jax.random.split(jax.random.key(seed))
     tasks = draw_tasks(family, task_key, 1, "held_out") if support is None else None

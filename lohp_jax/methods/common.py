@@ -12,7 +12,7 @@ from lohp_jax.networks.policy import NetworkConfig
 from lohp_jax.policy.config import HybridConfig
 from lohp_jax.policy.kernels import Policy, make_policy, roll_out
 from lohp_jax.policy.windows import at_window, views_of, walk_all
-from lohp_jax.types import Example, Method, PyTree, Space, Windowed
+from lohp_jax.types import MIXED, Example, Method, PyTree, Space, Windowed
 
 Loss = Callable[[PyTree, Example, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -54,7 +54,7 @@ def policy_method(
             method,
             init=lambda key, example: policy.network.init(key, example.context),
             loss=make_loss(policy, space),
-            walk=functools.partial(walk, policy, space.teacher, sampler),
+            walk=functools.partial(walk, policy, space, sampler),
             forward_passes=policy.num_steps,
             bind=None,
         )
@@ -96,18 +96,18 @@ def _over_windows(
     def loss(params, example, key):
         return make_loss(at_window(policy, example.view), space)(params, example, key)
 
-    def encode(params, context, guidance=0.0):
+    def encode(params, context, key, guidance=0.0):
         _check_guidance(policy, guidance)
         read = functools.partial(policy.network.encode, params, context)
-        return read(1.0), read(0.0) if guidance else None
+        return read(1.0), read(0.0) if guidance else None, teacher_of(space, key)
 
     def walk_one(params, seen, key, view, *, temperature=0.0, num_steps=None, guidance=0.0):
-        embedding, unconditional = seen
+        embedding, unconditional, teacher = seen
         return sampler(
             at_window(policy, view),
             params,
             embedding,
-            jnp.asarray(space.teacher, jnp.int32),
+            teacher,
             key,
             temperature=temperature,
             num_steps=num_steps,
@@ -116,7 +116,7 @@ def _over_windows(
         )
 
     def walk_whole(params, context, key, **options):
-        seen = encode(params, context, options.get("guidance", 0.0))
+        seen = encode(params, context, key, options.get("guidance", 0.0))
         one = functools.partial(walk_one, params, seen, **options)
         return walk_all(policy, one, key)
 
@@ -127,7 +127,7 @@ def _over_windows(
 
 def walk(
     policy: Policy,
-    teacher: int,
+    space: Space,
     sampler: Callable[..., jax.Array],
     params: PyTree,
     context: PyTree,
@@ -147,13 +147,21 @@ def walk(
         policy,
         params,
         encode(1.0),
-        jnp.asarray(teacher, jnp.int32),
+        teacher_of(space, key),
         key,
         temperature=temperature,
         num_steps=num_steps,
         unconditional=encode(0.0) if guidance else None,
         guidance=guidance,
     )
+
+
+def teacher_of(space: Space, key: jax.Array) -> jax.Array:
+    """The kind of trajectory that a walk with this key imitates; int32 scalar."""
+    if space.teacher != MIXED:
+        return jnp.asarray(space.teacher, jnp.int32)
+    apart = jax.random.fold_in(key, 2**31)  # no window has this number
+    return jax.random.randint(apart, (), 0, space.num_teachers)
 
 
 def _check_guidance(policy: Policy, guidance: float) -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lohp_jax.methods.cloning import cloning_loss
-from lohp_jax.methods.common import Loss, check_windows, settings, weighted
+from lohp_jax.methods.common import Loss, check_windows, settings, teacher_of, weighted
 from lohp_jax.methods.hypernetwork import task_loss
 from lohp_jax.networks.policy import NetworkConfig
 from lohp_jax.policy.config import FeedbackConfig, HybridConfig
@@ -125,16 +125,17 @@ def walk(
     **options: Any,
 ) -> jax.Array:
     """`Method.walk` of a gated loop; guidance exaggerates what the condition adds to the rule."""
-    _, trust = _gate(loop, space, params, context)
-    return _walk_trusting(loop, space, params, context, key, trust, **options)
+    teacher = teacher_of(space, key)
+    _, trust = _gate(loop, space, params, context, teacher)
+    return _walk_trusting(loop, params, context, key, teacher, trust, **options)
 
 
 def _walk_trusting(
     loop: Loop,
-    space: Space,
     params: PyTree,
     context: PyTree,
     key: jax.Array,
+    teacher: jax.Array,
     trust: jax.Array,
     *,
     temperature: jax.Array | float = 0.0,
@@ -147,7 +148,7 @@ def _walk_trusting(
         loop.policy,
         params,
         encode(Turn(trust, 1.0)),
-        _teacher(space),
+        teacher,
         key,
         temperature=temperature,
         num_steps=num_steps,
@@ -165,10 +166,11 @@ def calibrate(loop: Loop, space: Space, params: PyTree, contexts: PyTree) -> PyT
       params: as trained.
       contexts: of training tasks, leading axis `NUM_KNOWN`.
     """
+    teacher = teacher_of(space, jax.random.key(0))  # training imitates one
     halves = {"condition": condition_loss, "rule": rule_loss}
 
     def losses(context):
-        seen = loop, space, params, context, _teacher(space)
+        seen = loop, space, params, context, teacher
         return {half: loss(*seen) for half, loss in halves.items()}
 
     known = jax.lax.map(losses, contexts, batch_size=_AT_ONCE)
@@ -183,18 +185,17 @@ def appraise(
 
     The last counts the steps of a walk along the means at which loss or gradient were not finite.
     """
-    familiar, trust = _gate(loop, space, params, context)
-    states = _walk_trusting(loop, space, params, context, key, trust)
+    teacher = teacher_of(space, key)
+    familiar, trust = _gate(loop, space, params, context, teacher)
+    states = _walk_trusting(loop, params, context, key, teacher, trust)
     seen = jax.vmap(loop.observe, (None, 0))(context, states[:-1])
     return {"familiarity": familiar, "trust": trust, "fallbacks": jnp.sum(1 - seen.usable)}
 
 
-def _gate(loop: Loop, space: Space, params: PyTree, context: PyTree) -> tuple[Any, Any]:
-    """Familiarity of a task and trust in its condition."""
-    loss = condition_loss(loop, space, params, context, _teacher(space))
+def _gate(
+    loop: Loop, space: Space, params: PyTree, context: PyTree, teacher: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Familiarity of a task and trust in its condition, in walks after one teacher."""
+    loss = condition_loss(loop, space, params, context, teacher)
     known = params["known"]
     return familiarity(known["condition"], loss), trust_in(loop.config, known, loss)
-
-
-def _teacher(space: Space) -> jax.Array:
-    return jnp.asarray(space.teacher, jnp.int32)

@@ -16,12 +16,16 @@ from lohp_jax.runs.config import convert, from_json, resolve
 from lohp_jax.runs.families import family_of
 from lohp_jax.tasks.door import check_same_family, describe_family
 from lohp_jax.training import checkpoint
-from lohp_jax.trajectories.dataset import Coordinates, make_space
+from lohp_jax.trajectories.dataset import Coordinates, imitating, make_space
 from lohp_jax.types import Generator, Method, TaskFamily
 
 
 def load(
-    directory: str | os.PathLike, method: str | Method = "lohp", family: TaskFamily | None = None
+    directory: str | os.PathLike,
+    method: str | Method = "lohp",
+    family: TaskFamily | None = None,
+    *,
+    imitate: str = "best",
 ) -> Generator:
     """Loads a trained generator from the directory of `fit`, `lohp run` or `lohp train`.
 
@@ -30,12 +34,15 @@ def load(
       method: which of the methods that were trained there; one that is not of this package is given
         itself.
       family: the tasks; None for a run that knows where its family comes from.
+      imitate: whose trajectories generated weights follow: the name of one of the run's teachers;
+        "best", the one that reached the lowest loss on the training tasks; or "mixed", one that every
+        sample draws, each as likely as the others.
 
     Returns: a `Generator`; its `config` is what was saved with it.
 
     Raises: FileNotFoundError if there is no checkpoint; ValueError if it is damaged, does not fit, was
-      made for another family or with other settings of the method, or needs a family or a method that
-      was not given.
+      made for another family or with other settings of the method, needs a family or a method that
+      was not given, or has no teacher to `imitate`.
     """
     name = method if isinstance(method, str) else method.name
     folder = pathlib.Path(directory) / "checkpoints" / name
@@ -64,6 +71,7 @@ def load(
     template = {"state": state_shapes(method.bound(blank), blank), "coordinates": shapes}
     _, restored = checkpoint.restore(folder, template)
     space = make_space(family, restored["coordinates"], **sizes)
+    space = imitating(space, imitate, saved["teachers"])
     return make_generator(method, space, restored["state"].params, saved)
 
 

@@ -5,17 +5,18 @@ memory-mapped, and reads the windows that an update needs.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lohp_jax.checks import check_option
 from lohp_jax.codec import floored, make_codec, standard_scale
 from lohp_jax.trajectories.matching import Matching, match
 from lohp_jax.trajectories.store import Store, take_states
-from lohp_jax.types import Codec, Params, PyTree, Space, TaskFamily, Trajectory, Windows
+from lohp_jax.types import MIXED, Codec, Params, PyTree, Space, TaskFamily, Trajectory, Windows
 from lohp_jax.windows import flat_leaves, join_tokens, make_windows, spans_in, standardise
 
 _MOST_ENDS = 2**26
@@ -187,6 +188,24 @@ def make_space(
     )
     teacher = int(coordinates.teacher)
     return Space(family, codec, coordinates.theta_0, num_steps, num_teachers, teacher)
+
+
+def imitating(space: Space, imitate: str, teachers: Sequence[str]) -> Space:
+    """The space in which walks follow some teacher.
+
+    Args:
+      space: of trajectories of these teachers.
+      imitate: the name of one; "best", the one that reached the lowest mean inner loss; or "mixed",
+        any of them, drawn anew for every walk.
+      teachers: their names.
+
+    Raises: ValueError for another name.
+    """
+    check_option("imitate", "a teacher", imitate, ("best", "mixed", *teachers))
+    if imitate == "best":
+        return space
+    kinds = {"mixed": MIXED} | {name: number for number, name in enumerate(teachers)}
+    return space._replace(teacher=kinds[imitate])
 
 
 def make_dataset(

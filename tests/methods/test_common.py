@@ -12,7 +12,7 @@ from lohp_jax.methods.cloning import cloning_loss
 from lohp_jax.methods.common import policy_method, settings, weighted
 from lohp_jax.networks.policy import NetworkConfig
 from lohp_jax.policy.config import HybridConfig
-from lohp_jax.types import Example, Method
+from lohp_jax.types import MIXED, Example, Method
 
 KEY = jax.random.key(0)
 NETWORK = NetworkConfig(trunk="mlp", widths=(8,), embedding=8)
@@ -110,6 +110,20 @@ def test_a_walk_imitates_the_teacher_of_its_space(space, example):
     other, states, again = (m.walk(params, example.context, KEY) for m in methods)
     np.testing.assert_array_equal(states, again)
     assert np.abs(states - other).max() > 1e-3
+
+
+def test_a_mixed_walk_imitates_a_teacher_that_its_key_draws(space, example):
+    each = [make().bound(space._replace(teacher=teacher)) for teacher in range(3)]
+    mixed = make().bound(space._replace(teacher=MIXED))
+    params, keys = random_params(mixed, example), jax.random.split(KEY, 60)
+
+    def ends(method):
+        return jax.vmap(lambda key: method.walk(params, example.context, key)[-1])(keys)
+
+    apart = np.abs(ends(mixed)[None] - np.stack([ends(m) for m in each])).max(axis=(2, 3))
+    assert ((apart < 1e-6).sum(axis=0) == 1).all()
+    counts = np.bincount(apart.argmin(axis=0), minlength=3)
+    assert counts.min() >= 10  # 20 expected, standard deviation 3.7
 
 
 def test_a_walk_depends_on_its_context_temperature_and_guidance(space, example):
