@@ -17,8 +17,8 @@ from lohp_jax.types import TaskFamily
 from lohp_jax.workloads.classification import classification
 from lohp_jax.workloads.fine_tuning import fine_tuning, pretrain, transfer_pair
 from lohp_jax.workloads.lane_keeping import lane_keeping, mean_error, nearest_error, split_by_time
-from lohp_jax.workloads.ltc_sine import ltc_sine
 from lohp_jax.workloads.oscillating import oscillating
+from lohp_jax.workloads.sines import hub_sines, ltc_sine
 from lohp_jax.workloads.siren import siren
 
 _RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -135,6 +135,8 @@ TASKS: dict[str, Callable[[pathlib.Path | None], Task]] = {
     "separable_1000": lambda root: Task(oscillating(form="separable", lambda_=1.0), 500),
     "ltc_sine_8": lambda root: Task(ltc_sine(8), 1000),
     "ltc_sine_16": lambda root: Task(ltc_sine(16), 1000),
+    "hub_sines_ltc": lambda root: Task(hub_sines("ltc"), 1000),
+    "hub_sines_lstm": lambda root: Task(hub_sines("lstm"), 1000),
     "siren": functools.partial(_siren, real=False),
     "lane_lstm": functools.partial(_lane, head="lstm", real=False),
     "lane_ltc": functools.partial(_lane, head="ltc", real=False),
@@ -154,6 +156,9 @@ ABOUT = {
     "gate can act; eq. 6 as published is at the end of this page.",
     "ltc_sine_8": "A liquid network of 8 neurons learns a sine; mean squared error.",
     "ltc_sine_16": "The same with 16 neurons.",
+    "hub_sines_ltc": "Three sines in, a periodic curve out, after the paper, which names neither; a "
+    "liquid network of 8 neurons, 75 % sparse; mean squared error.",
+    "hub_sines_lstm": "The same with an LSTM of 64 units.",
     "siren": "A synthetic volume of 64³ voxels of 16 bits in 503 weights; mean squared error of "
     "intensities between 0 and 100. Two sine layers, batches of 4,096 voxels, Adamax at one rate. "
     "The task has since been given the paper's settings, and not been run again: seven layers, "

@@ -6,7 +6,7 @@ import pytest
 
 from lohp_jax.networks.ltc import auto_ncp, ltc
 from lohp_jax.trajectories.rollout import rollout
-from lohp_jax.workloads.ltc_sine import ltc_sine
+from lohp_jax.workloads.sines import hub_sines, ltc_sine
 
 KEY = jax.random.key(0)
 
@@ -57,6 +57,48 @@ def test_adam_learns_the_sine():
 def test_ltc_sine_rejects_too_few_units():
     with pytest.raises(ValueError, match=r"auto_ncp: .* units=3; use more units"):
         ltc_sine(3)
+
+
+@pytest.mark.parametrize(
+    "network, sizes",
+    [
+        ("ltc", {"gleak": (8,), "sensory_w": (3, 8), "w": (8, 8)}),
+        ("lstm", {"w": (3 + 64, 4 * 64), "b": (4 * 64,)}),
+    ],
+)
+def test_three_sines_and_a_triangle_wave(network, sizes):
+    family = hub_sines(network)
+    data = family.sample(KEY)
+    phase = np.arange(48) / 48 * 2 * np.pi
+    expected = np.stack([np.sin(phase), np.sin(2 * phase), np.sin(3 * phase)], axis=1)
+    np.testing.assert_allclose(data["inputs"], expected, atol=1e-6)
+    # from 0 up to 1 after a quarter, down to -1 after three, up again
+    np.testing.assert_allclose(
+        data["targets"][[0, 6, 12, 24, 36, 42], 0], [0, 0.5, 1, 0, -1, -0.5], atol=1e-6
+    )
+    params = family.init(KEY)
+    found = {
+        jax.tree_util.keystr(path).split("'")[-2]: leaf.shape
+        for path, leaf in jax.tree.leaves_with_path(params)
+        if "readout" not in jax.tree_util.keystr(path)
+    }
+    assert found.items() >= sizes.items()
+    scores = jax.jit(family.evaluate)(params, data)
+    assert scores["objective"] == scores["loss"] > 0
+    assert family.name == f"hub_sines_{network}"
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"network": "gru"}, r"network must be one of \('ltc', 'lstm'\), got 'gru'"),
+        ({"network": "lstm", "units": 0}, "units must be at least 1, got 0"),
+        ({"units": 3}, "units=3; use more units"),
+    ],
+)
+def test_what_hub_sines_cannot_make(options, message):
+    with pytest.raises(ValueError, match=message):
+        hub_sines(**options)
 
 
 def test_sample_rejects_an_unknown_split():
