@@ -40,10 +40,16 @@ def image_set(
 
     Returns: `ImageSet` whose `name` is `source`.
 
-    Raises: ValueError, if `source` is neither; for "tfds:NAME" also what `tfds_images` raises.
+    Raises: ValueError, if `source` is neither, or for options of "digits"; for "tfds:NAME" also what
+      `tfds_images` raises.
     """
     if source == "digits":
-        return digits(**options)
+        if options:
+            raise ValueError(
+                f"image_set: expected no {', '.join(sorted(options))} with 'digits', which has images "
+                "of 8 x 8 in pools of its own; leave it out, or take a 'tfds:NAME'."
+            )
+        return digits()
     if source.startswith(_TFDS):
         return tfds_images(source.removeprefix(_TFDS), data_dir=data_dir, **options)
     raise ValueError(f"image_set: expected source 'digits' or 'tfds:NAME', got {source!r}.")

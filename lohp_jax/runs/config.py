@@ -40,6 +40,8 @@ class FamilyConfig:
     """"digits", or "tfds:NAME" for an image set of TensorFlow Datasets on this machine."""
     data_dir: str | None = None
     """Where TensorFlow Datasets are; unset for its default."""
+    image_size: int | None = None
+    """Side in pixels to which images of TensorFlow Datasets are cut and resized; unset leaves them."""
     network: Literal["linear", "mlp", "conv"] | None = None
     """The classifier; unset for the family's default."""
     shots: int | None = None

@@ -40,6 +40,7 @@ def _made(config: RunConfig) -> TaskFamily:
         config.family,
         data=tasks.data,
         data_dir=tasks.data_dir,
+        image_size=tasks.image_size,
         network=tasks.network,
         shots=tasks.shots,
         teacher_data=tasks.teacher_data,

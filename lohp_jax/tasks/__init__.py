@@ -41,6 +41,7 @@ def make_family(
     *,
     data: str = "digits",
     data_dir: str | None = None,
+    image_size: int | None = None,
     network: str | None = None,
     shots: int | None = None,
     teacher_data: TeacherData = "full",
@@ -54,6 +55,8 @@ def make_family(
       name: a key of `FAMILIES`.
       data: "digits", or "tfds:NAME" for an image set of TensorFlow Datasets on this machine.
       data_dir: where TensorFlow Datasets are; None for its default.
+      image_size: the side in pixels to which images of TensorFlow Datasets are cut and resized; None
+        leaves them as they are.
       network: "linear", "mlp" or "conv"; None for the family's default.
       shots: support images per label; None for the family's default.
       teacher_data: what teachers see, "full" or "support"; see `image_family`.
@@ -66,7 +69,8 @@ def make_family(
     """
     check_option("make_family", "name", name, FAMILIES)
     check_option("make_family", "holdout", holdout, get_args(Holdout))
-    entry, images = FAMILIES[name], image_set(data, data_dir=data_dir)
+    sized = {} if image_size is None else {"image_size": image_size}
+    entry, images = FAMILIES[name], image_set(data, data_dir=data_dir, **sized)
     return image_family(
         name,
         images,

@@ -25,7 +25,7 @@ EVERYTHING_SET = RunConfig(
     family="digits_partitions",
     seed=3,
     methods=("cloning", "lohp"),
-    tasks=FamilyConfig("tfds:mnist", "/data", "conv", 5, "support", "classes", 32),
+    tasks=FamilyConfig("tfds:mnist", "/data", 14, "conv", 5, "support", "classes", 32),
     prepare=PrepareConfig(7, ("adam", "sgd:0.5"), 12, "independent", 0.5),
     network=NetworkConfig("mlp", (8, 16), 12),
     balance=HybridConfig(reward="end", perturb=False, lambda_=0.5),

@@ -75,6 +75,11 @@ def test_the_size_of_the_support_is_an_option(shots):
         ("digits_5way", {"teacher_data": "some"}, "image_family: teacher_data .* got 'some'"),
         ("digits_5way", {"shots": 0}, "image_family: shots .* got 0"),
         ("digits_5way", {"shots": 101}, "image_family: shots must be between 1 and 100"),
+        (
+            "digits_5way",
+            {"image_size": 14},
+            "image_set: expected no image_size with 'digits', .* 8 x 8",
+        ),
         ("digits_5way", {"data": "mnist"}, "image_set: expected source .* got 'mnist'"),
     ],
 )
