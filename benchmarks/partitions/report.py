@@ -1,0 +1,56 @@
+"""The tables of README.md: `python -m benchmarks.partitions.report [--results FILE]`."""
+
+import json
+import pathlib
+from typing import Any
+
+from benchmarks import pages
+from benchmarks.lohp.report import NAMES, share, with_spread
+
+RESULTS = pathlib.Path(__file__).with_name("results.json")
+TABLES = {"hundred": "100_images", "ten": "10_images"}
+_LOOP = "lohp_feedback"
+_ADAM = "same_support_adam"
+_NAMES = NAMES | {_LOOP: "**Lo-Hp with feedback**"}
+HEAD = ("method", "accuracy", "worst task", "gradients", "ms a network", "seeds")
+
+
+def table(loops: dict[str, Any]) -> str:
+    """All rows of the open loops, and of the closed ones the loop and Adam with as many gradients."""
+    found = []
+    for loop, content in loops.items():
+        for row in content["summary"]:
+            if loop == "open" or row["method"].startswith((_LOOP, f"{_ADAM}_")):
+                found.append((row["accuracy"], _cells(row, content["rows"])))
+    found.sort(key=lambda item: -item[0])
+    lines = [HEAD, ["---"] * len(HEAD), *(cells for _, cells in found)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cells(summary: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    method = summary["method"]
+    times = [row["latency_ms_p50"] for row in rows if row["method"] == method]
+    return [
+        _name(method),
+        with_spread(summary),
+        share(summary["accuracy_min"]),
+        f"{summary['gradients']:.0f}",
+        f"{sum(times) / len(times):.2g}",
+        str(summary["num_seeds"]),
+    ]
+
+
+def _name(method: str) -> str:
+    adam, _, number = method.rpartition("_")
+    return f"Adam on the support, {number} steps" if adam == _ADAM else _NAMES[method]
+
+
+def write(path: pathlib.Path) -> None:
+    """Puts the tables into the page."""
+    results = json.loads(path.read_text())
+    have = {name: setting for name, setting in TABLES.items() if setting in results}
+    pages.fill_readme(path, {name: table(results[setting]) for name, setting in have.items()})
+
+
+if __name__ == "__main__":
+    pages.report(__doc__, RESULTS, write)
