@@ -1,11 +1,12 @@
-"""Classification tasks cut from one labelled image set.
+"""Classification tasks cut from one labelled image set, or from features of one.
 
 A task picks classes of the image set and gives each a label. Its data are indices only (a few
 integers), the images stay in one shared array: a million tasks cost no more than one.
 """
 
 import dataclasses
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import optax
 from lohp_jax.checks import as_held, check_option
 from lohp_jax.data.images import ImageSet
 from lohp_jax.networks.classifiers import Network, make_network
+from lohp_jax.tasks.pools import DealtPool, FixedPools
 from lohp_jax.tasks.splits import draw_support
 from lohp_jax.tasks.support import ImageSupport
 from lohp_jax.types import TaskFamily
@@ -22,8 +24,19 @@ from lohp_jax.types import TaskFamily
 TeacherData = Literal["full", "support"]
 
 
+class Tasks(Protocol):
+    """The tasks of one split, up to a renaming of their labels: a `TaskTable`, or `Episodes`."""
+
+    @property
+    def num_labels(self) -> int:
+        """Labels of a task."""
+
+    def draw(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The classes `[M]` that a random task uses and the label `[M]` of each; int32, pure."""
+
+
 class TaskTable(NamedTuple):
-    """All tasks of one split, up to a renaming of their labels.
+    """All tasks of one split, listed.
 
     Attributes:
       classes: `[R, M]` int32, the classes of the image set that a task uses.
@@ -33,11 +46,21 @@ class TaskTable(NamedTuple):
     classes: np.ndarray
     labels: np.ndarray
 
+    @property
+    def num_labels(self) -> int:
+        """Labels of a task."""
+        return int(self.labels.max()) + 1
+
+    def draw(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """A row, all of them equally likely."""
+        row = jax.random.randint(key, (), 0, len(self.classes))
+        return jnp.asarray(self.classes)[row], jnp.asarray(self.labels)[row]
+
 
 def image_family(
     name: str,
-    images: ImageSet,
-    tables: dict[str, TaskTable],
+    images: ImageSet | DealtPool,
+    tables: Mapping[str, Tasks],
     *,
     network: str | Network,
     shots: int,
@@ -46,14 +69,18 @@ def image_family(
 ) -> TaskFamily:
     """Turns tables of tasks over an image set into a `TaskFamily`.
 
-    A sampled task is a row of its split's table under a random renaming of the labels. Its data:
-    `classes` and `labels` `[M]` and, with `teacher_data="support"`, the `support` it was dealt.
-    Its context: the images `x` `[labels * shots, height, width, channels]`, label by label, and their
-    labels `y` `[labels * shots]`.
+    A sampled task is one of its split's under a random renaming of the labels. Its data: `classes` and
+    `labels` `[M]`, with a `DealtPool` the `order` of the images of each and, with
+    `teacher_data="support"`, the `support` it was dealt. Its context: the images `x` `[labels * shots,
+    height, width, channels]`, label by label, and their labels `y` `[labels * shots]`.
+
+    Features in place of images, `[classes, n, F]`, make a family of heads; contexts are then read as
+    sets of numbers are.
 
     Args:
       name: stored as `TaskFamily.name`.
-      images: the image set; teachers and supports use its train pool, `evaluate` its query pool.
+      images: the image set; teachers and supports use its train pool, `evaluate` its query pool. Of a
+        `DealtPool` every task has pools of its own.
       tables: tasks for "train" and "held_out".
       network: a classifier, or the name of one for `make_network`.
       shots: support images per label.
@@ -66,13 +93,13 @@ def image_family(
     Raises: ValueError for images that are no real floats, an unknown `teacher_data` or network, more
       shots than images, or a `batch_size` that is not positive; `sample` raises it for an unknown split.
     """
-    images = _read_pools(images)
-    _check_options(teacher_data, shots, images.train.shape[1], batch_size)
-    num_labels = int(tables["train"].labels.max()) + 1
+    pools = images if isinstance(images, DealtPool) else _read_pools(images)
+    _check_options(teacher_data, shots, pools.num_train, batch_size)
+    num_labels, shape = tables["train"].num_labels, pools.example_shape
     net = network
     if isinstance(network, str):
-        net = make_network(network, images.train.shape[2:], num_labels)
-    tasks = _ImageTasks(images, tables, net, num_labels, shots, teacher_data, batch_size)
+        net = make_network(network, shape, num_labels)
+    tasks = _ImageTasks(pools, tables, net, num_labels, shots, teacher_data, batch_size)
     return TaskFamily(
         tasks.sample,
         net.init,
@@ -84,7 +111,7 @@ def image_family(
         class_axes=net.class_axes,
         context_loss=tasks.context_loss,
         rename=lambda data, order: {**data, "labels": order[data["labels"]]},
-        support=ImageSupport(num_labels, images.train.shape[2:]),
+        support=ImageSupport(num_labels, shape) if len(shape) == 3 else None,
     )
 
 
@@ -92,8 +119,8 @@ def image_family(
 class _ImageTasks:
     """The functions of an `image_family`."""
 
-    images: ImageSet
-    tables: dict[str, TaskTable]
+    pools: FixedPools | DealtPool
+    tables: Mapping[str, Tasks]
     net: Network
     num_labels: int
     shots: int
@@ -104,9 +131,10 @@ class _ImageTasks:
         if split not in self.tables:
             raise ValueError(f"sample: split must be one of {sorted(self.tables)}, got {split!r}.")
         row_key, name_key, support_key = jax.random.split(key, 3)
-        classes, labels = _pick_row(row_key, self.tables[split])
+        deal_key = jax.random.fold_in(key, 3)  # a fourth, which leaves the other three as they are
+        classes, labels = self.tables[split].draw(row_key)
         labels = jax.random.permutation(name_key, self.num_labels)[labels]
-        data = {"classes": classes, "labels": labels}
+        data = {"classes": classes, "labels": labels, **self.pools.deal(deal_key, classes)}
         if self.teacher_data == "support":
             data["support"] = self._deal(support_key, labels)
         return data
@@ -115,15 +143,15 @@ class _ImageTasks:
         if self.teacher_data == "support":
             index = data["support"]
         else:
-            index = jnp.arange(data["classes"].shape[0] * self.images.train.shape[1])
+            index = jnp.arange(data["classes"].shape[0] * self.pools.num_train)
         if self.batch_size is not None and self.batch_size < index.shape[0]:
             index = jax.random.choice(key, index, (self.batch_size,))
-        batch, labels = _gather(self.images.train, data, index)
+        batch, labels = self.pools.training(data, index)
         return _cross_entropy(self.net.apply(params, batch), labels)
 
     def evaluate(self, params, data):
-        index = jnp.arange(data["classes"].shape[0] * self.images.query.shape[1])
-        batch, labels = _gather(self.images.query, data, index)
+        index = jnp.arange(data["classes"].shape[0] * self.pools.num_query)
+        batch, labels = self.pools.queries(data, index)
         logits = self.net.apply(params, batch)
         counts = jnp.bincount(labels, length=self.num_labels)
         return {
@@ -135,14 +163,14 @@ class _ImageTasks:
     def context(self, data, key):
         dealt = self.teacher_data == "support"
         index = data["support"] if dealt else self._deal(key, data["labels"])
-        batch, labels = _gather(self.images.train, data, index)
+        batch, labels = self.pools.training(data, index)
         return {"x": batch, "y": labels}
 
     def context_loss(self, params, context):
         return _cross_entropy(self.net.apply(params, context["x"]), context["y"])
 
     def _deal(self, key, labels):
-        of_images = jnp.repeat(labels, self.images.train.shape[1])
+        of_images = jnp.repeat(labels, self.pools.num_train)
         return draw_support(key, of_images, jnp.arange(self.num_labels), self.shots)
 
 
@@ -157,7 +185,7 @@ def _check_options(teacher_data: str, shots: int, per_class: int, batch_size: in
         raise ValueError(f"image_family: batch_size must be at least 1, got {batch_size}.")
 
 
-def _read_pools(images: ImageSet) -> ImageSet:
+def _read_pools(images: ImageSet) -> FixedPools:
     """Both pools in the type that JAX holds them in."""
     pools = {}
     for name in ("train", "query"):
@@ -168,18 +196,7 @@ def _read_pools(images: ImageSet) -> ImageSet:
                 "divide them by the largest value of their type."
             )
         pools[name] = pool
-    return images._replace(**pools)
-
-
-def _pick_row(key: jax.Array, table: TaskTable) -> TaskTable:
-    row = jax.random.randint(key, (), 0, len(table.classes))
-    return jax.tree.map(lambda column: jnp.asarray(column)[row], table)
-
-
-def _gather(pool: np.ndarray, data: dict, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Images and labels of a task, at `index` into its classes' images laid end to end."""
-    which, position = jnp.divmod(index, pool.shape[1])
-    return jnp.asarray(pool)[data["classes"][which], position], data["labels"][which]
+    return FixedPools(**pools)
 
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
