@@ -51,9 +51,12 @@ from lohp_jax.runs.lohp import run
 from lohp_jax.runs.solve import load_solver
 from lohp_jax.solvers.refine import refine
 from lohp_jax.tasks import make_family
+from lohp_jax.tasks.backbone import Backbone, kept_backbone, train_backbone
+from lohp_jax.tasks.omniglot import omniglot_backbone, omniglot_family
 from lohp_jax.tasks.regression import sine_regression
 from lohp_jax.tasks.supervised import supervised_family
 from lohp_jax.tasks.support import ImageSupport
+from lohp_jax.tasks.transfer import transfer_family
 from lohp_jax.trajectories.matching import match
 from lohp_jax.trajectories.prepare import prepare
 from lohp_jax.trajectories.rollout import rollout
@@ -74,6 +77,12 @@ __all__ = [
     "make_family",
     "supervised_family",
     "sine_regression",
+    "omniglot_family",
+    "transfer_family",
+    "Backbone",
+    "train_backbone",
+    "kept_backbone",
+    "omniglot_backbone",
     "ImageSupport",
     # optimizers: teachers of the stages below, and useful alone
     "make_optimizer",

@@ -4,18 +4,22 @@ import os
 from typing import Any
 
 from lohp_jax.data.digits import digits
+from lohp_jax.data.features import cached_features
 from lohp_jax.data.folders import folder_images
 from lohp_jax.data.images import ImageSet
 from lohp_jax.data.lane import Drive, read_drive, render_drive
+from lohp_jax.data.omniglot import omniglot
 from lohp_jax.data.tfds import tfds_images
 from lohp_jax.data.volume import read_volume, resample_volume, synthetic_volume
 
 __all__ = [
     "Drive",
     "ImageSet",
+    "cached_features",
     "digits",
     "folder_images",
     "image_set",
+    "omniglot",
     "read_drive",
     "read_volume",
     "render_drive",

@@ -83,6 +83,38 @@ def tfds_images(
     return ImageSet(*map(_stack, pools, positions), f"tfds:{name}")
 
 
+def read_all(
+    name: str,
+    splits: tuple[str, ...],
+    data_dir: str | os.PathLike | None,
+    image_size: int | None,
+    *,
+    mode: str,
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """All images of some splits.
+
+    Args:
+      name: as of `tfds_images`, as are `data_dir` and `image_size`.
+      splits: names of splits, all of which the set has.
+      data_dir: see `name`.
+      image_size: see `name`.
+      mode: of Pillow's, e.g. "L" for one channel.
+
+    Returns: images `[height, width, channels]` uint8, and their labels `[N]`.
+
+    Raises: as `tfds_images`.
+    """
+    builder = _prepared_builder(name, data_dir)
+    keys = _supervised_keys(builder.info)
+    opened = [_open_split(builder, split, keys) for split in splits]
+    images = [
+        _decode(record[keys.image], mode, image_size)
+        for split in opened
+        for record in _read(split.records, np.arange(len(split.labels)))
+    ]
+    return images, np.concatenate([split.labels for split in opened])
+
+
 def _prepared_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
     """The TFDS builder of a set that can be read at once."""
     import tensorflow_datasets as tfds  # here, for a light `import lohp_jax`

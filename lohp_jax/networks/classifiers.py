@@ -57,24 +57,91 @@ def _conv(images: jax.Array) -> jax.Array:
     return hk.Flatten()(x)
 
 
-NETWORKS = {"linear": _linear, "mlp": _mlp, "conv": _conv}
+def _conv4(images: jax.Array, *, filters: int = 64) -> jax.Array:
+    """`[N, height, width, channels]` -> `[N, filters * (height // 16) * (width // 16)]`."""
+    x = images
+    for _ in range(_BLOCKS):
+        x = conv_2d(x, filters, 3)
+        norm = hk.LayerNorm((1, 2, 3), create_scale=True, create_offset=True, param_axis=-1)
+        x = _halve(jax.nn.relu(norm(x)))
+    return hk.Flatten()(x)
+
+
+def _halve(x: jax.Array) -> jax.Array:
+    """2x2 max pooling, without the last row or column of an odd number; fast to differentiate."""
+    count, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(count, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+
+
+_BLOCKS = 4
+NETWORKS = {"linear": _linear, "mlp": _mlp, "conv": _conv, "conv4": _conv4}
 
 
 def make_network(name: str, image_shape: tuple[int, ...], num_classes: int) -> Network:
     """Builds a classifier by name.
 
     Args:
-      name: "linear"; "mlp", one hidden layer of 16 rectified units; or "conv", two 3x3 convolutions
-        of 8 and 16 channels, each followed by 2x2 max pooling.
-      image_shape: (height, width, channels).
+      name: "linear"; "mlp", one hidden layer of 16 rectified units; "conv", two 3x3 convolutions
+        of 8 and 16 channels, each followed by 2x2 max pooling; or "conv4", see `make_conv4`.
+      image_shape: (height, width, channels), or (features,) for "linear" and "mlp".
       num_classes: number of logits.
 
-    Raises: ValueError for an unknown name.
+    Raises: ValueError for an unknown name, or a shape that the network does not take.
     """
     check_option("make_network", "name", name, NETWORKS)
+    if name == "conv4":
+        return make_conv4(image_shape, num_classes)
+    if name == "conv" and len(image_shape) != 3:
+        raise ValueError(
+            f"make_network: expected images (height, width, channels) for 'conv', got {image_shape}; "
+            "use 'linear' or 'mlp' for features."
+        )
     return _with_head(
         NETWORKS[name], jnp.zeros if name == "linear" else _WIDE, image_shape, num_classes
     )
+
+
+def make_conv4(image_shape: tuple[int, ...], num_classes: int, *, filters: int = 64) -> Network:
+    """The network of few-shot learning: four blocks and a linear head (Vinyals et al., 2016, 4.1.1).
+
+    A block is a 3x3 convolution, a normalisation, a rectifier and 2x2 max pooling; 28 x 28 images leave
+    `filters` features. The papers normalise by the statistics of the batch, which are no weights: an
+    image is then classified differently in other company, and `apply` would not be a function of one
+    image. Here an image is normalised by its own mean and variance over positions and channels, with a
+    scale and an offset per channel (group normalisation with one group, Wu and He, 2018).
+
+    Args:
+      image_shape: (height, width, channels), of 16 pixels a side at least.
+      num_classes: number of logits.
+      filters: channels of every block, 64 in the papers.
+
+    Raises: ValueError for smaller images, or `filters` < 1.
+    """
+    _check_conv4(image_shape, filters)
+    return _with_head(functools.partial(_conv4, filters=filters), _WIDE, image_shape, num_classes)
+
+
+def make_conv4_body(image_shape: tuple[int, ...], *, filters: int = 64) -> hk.Transformed:
+    """The blocks of `make_conv4` alone, with the same weights.
+
+    Returns: `init(key, images)` and `apply(params, images [N, *image_shape]) -> [N, features]`.
+
+    Raises: ValueError as `make_conv4`.
+    """
+    _check_conv4(image_shape, filters)
+    return hk.without_apply_rng(hk.transform(functools.partial(_conv4, filters=filters)))
+
+
+def _check_conv4(image_shape: tuple[int, ...], filters: int) -> None:
+    least = 2**_BLOCKS
+    if len(image_shape) != 3 or min(image_shape[:2]) < least:
+        raise ValueError(
+            f"make_conv4: expected images (height, width, channels) of {least} pixels a side at least, "
+            f"got {image_shape}; resize them, or use 'conv', or 'linear' for features."
+        )
+    if filters < 1:
+        raise ValueError(f"make_conv4: filters must be at least 1, got {filters}.")
 
 
 def make_classifier(

@@ -36,22 +36,33 @@ def _finite(name: str, value: float, *, zero: bool) -> None:
 class FamilyConfig:
     """Which tasks, and who sees what of them."""
 
-    data: str = "digits"
-    """"digits", or "tfds:NAME" for an image set of TensorFlow Datasets on this machine."""
+    data: str | None = None
+    """"digits", or "tfds:NAME" for an image set of TensorFlow Datasets on this machine; unset for the
+    family's default."""
     data_dir: str | None = None
     """Where TensorFlow Datasets are; unset for its default."""
     image_size: int | None = None
     """Side in pixels to which images of TensorFlow Datasets are cut and resized; unset leaves them."""
-    network: Literal["linear", "mlp", "conv"] | None = None
+    network: Literal["linear", "mlp", "conv", "conv4"] | None = None
     """The classifier; unset for the family's default."""
     shots: int | None = None
     """Support images per label; unset for the family's default."""
     teacher_data: Literal["full", "support"] = "full"
     """Images the teachers train on: all of the task's, or the support the generator sees."""
-    holdout: Literal["tasks", "classes"] = "tasks"
-    """What no training task shares with a held-out one: the combination of classes, or classes."""
+    holdout: Literal["tasks", "classes"] | None = None
+    """What no training task shares with a held-out one: the combination of classes, or classes; unset
+    for the family's default."""
     batch_size: int | None = None
     """Images per step of a teacher; unset for all."""
+    way: int | None = None
+    """Classes of a task; unset for the family's default."""
+    filters: int | None = None
+    """Channels of the network conv4, and of a backbone; unset for the family's default."""
+    backbone: str | None = None
+    """Directory of a frozen backbone and its features, made there if there are none; unset to make
+    them anew in every process."""
+    targets: tuple[str, ...] | None = None
+    """Sources of images that held-out tasks of transfer are of; unset for the family's default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +212,10 @@ class RunConfig:
 WINDOWED = ("lohp", "cloning", "hypernetwork_regression")
 """Those of the default methods whose loss separates over weights, which windows need."""
 
+_HEADS = {
+    "prepare": {"optimizers": ("adam:0.03",), "num_steps": 50, "num_tasks": 1000},
+    "training": {"compression": 10, "updates": 1000, "batch_size": 16},
+}
 _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "digits_5way": {
         "prepare": {
@@ -214,6 +229,12 @@ _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "prepare": {"optimizers": ("adam:0.003",), "num_steps": 120, "num_tasks": 1000},
         "training": {"compression": 60, "updates": 2000, "batch_size": 16},
     },
+    "omniglot": {
+        "prepare": {"optimizers": ("adam:0.003",), "num_steps": 60, "num_tasks": 200},
+        "training": {"compression": 20, "updates": 600, "batch_size": 8},
+    },
+    "omniglot_heads": _HEADS,
+    "transfer": _HEADS,
 }
 _OF_ONES_OWN = {
     "prepare": {"optimizers": ("adam:0.01",), "num_steps": 100, "num_tasks": 500},
@@ -240,7 +261,13 @@ def resolve(config: RunConfig) -> RunConfig:
         check_option("RunConfig", "family", config.family, FAMILIES)
         entry = FAMILIES[config.family]
         defaults = _DEFAULTS[config.family] | {
-            "tasks": {"network": entry.network, "shots": entry.shots}
+            "tasks": {
+                "network": entry.network,
+                "shots": entry.shots,
+                "data": entry.data,
+                "holdout": entry.holdout,
+                **entry.options,
+            }
         }
     filled = {}
     for group, values in defaults.items():

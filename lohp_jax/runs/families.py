@@ -35,16 +35,4 @@ def _version(where: str) -> tuple[str, int]:
 
 @functools.lru_cache(maxsize=4)
 def _made(config: RunConfig) -> TaskFamily:
-    tasks = config.tasks
-    return make_family(
-        config.family,
-        data=tasks.data,
-        data_dir=tasks.data_dir,
-        image_size=tasks.image_size,
-        network=tasks.network,
-        shots=tasks.shots,
-        teacher_data=tasks.teacher_data,
-        holdout=tasks.holdout,
-        batch_size=tasks.batch_size,
-        seed=config.seed,
-    )
+    return make_family(config.family, seed=config.seed, **vars(config.tasks))

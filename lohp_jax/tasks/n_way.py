@@ -114,8 +114,7 @@ def n_way_tables(
     """
     if holdout == "classes":
         return new_class_tables(*split_classes(num_classes, seed), way=way)
-    every = Part(tuple(range(num_classes)), way)
-    table = _tasks_of(every)
+    table = all_tasks(range(num_classes), way=way)
     if isinstance(table, Episodes):
         return {
             s: table._replace(held_out=s == "held_out", seed=seed) for s in ("train", "held_out")
@@ -148,22 +147,22 @@ def new_class_tables(
         )
     new = min(way, len(unseen))
     mixed = (Part(tuple(unseen), new), Part(tuple(seen), way - new))
-    return {"train": _tasks_of(Part(tuple(seen), way)), "held_out": _list_or_draw(mixed)}
+    return {"train": all_tasks(seen, way=way), "held_out": _list_or_draw(mixed)}
 
 
-def _tasks_of(part: Part) -> TaskTable | Episodes:
-    """All tasks with classes of one part.
+def all_tasks(classes: Sequence[int], *, way: int) -> TaskTable | Episodes:
+    """All tasks of `way` of some classes, listed or drawn as of `n_way_tables`.
 
     Raises: ValueError, if there are fewer than two.
     """
-    if part.count < 2:
-        raise ValueError(f"n_way_tables: way must be at least 2, got {part.count}.")
-    if (count := _count([part])) < 2:
+    if way < 2:
+        raise ValueError(f"n_way_tables: way must be at least 2, got {way}.")
+    if (count := math.comb(len(classes), way)) < 2:
         raise ValueError(
-            f"n_way_tables: expected two tasks or more, got {count}, the ways to choose {part.count} of "
-            f"{len(part.classes)} classes; ask for a smaller way, or use more classes."
+            f"n_way_tables: expected two tasks or more, got {count}, the ways to choose {way} of "
+            f"{len(classes)} classes; ask for a smaller way, or use more classes."
         )
-    return _list_or_draw((part,))
+    return _list_or_draw((Part(tuple(classes), way),))
 
 
 def _list_or_draw(parts: tuple[Part, ...]) -> TaskTable | Episodes:

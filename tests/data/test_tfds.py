@@ -1,6 +1,4 @@
-import importlib.util
 import io
-import pathlib
 import subprocess
 import sys
 
@@ -9,9 +7,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from lohp_jax.data import digits, image_set, tfds_images
+from lohp_jax.data import digits, image_set, omniglot, tfds_images
+from lohp_jax.data.tfds import read_all
 
-SHARED_DATA = pathlib.Path(__file__).parents[2].parent / "shared" / "data"
 TRAIN, TEST, VALIDATION = 0, 1, 2
 GRAY, RGB = (6, 4, 1), (6, 4, 3)
 POOL_SIZES = {"train_per_class": 3, "query_per_class": 2}
@@ -304,6 +302,30 @@ def test_image_set_goes_by_the_source(tmp_path):
     assert images.train.shape == (1, 3, *GRAY)
 
 
+def test_all_images_of_several_splits_are_read(tmp_path):
+    splits = {"train": examples(TRAIN, {0: 2, 1: 2}), "test": examples(TEST, {3: 2})}
+    prepare(tmp_path, splits)
+    images, labels = read_all("toy", ("train", "test"), tmp_path, None, mode="L")
+    assert sorted(labels[:4]) == [0, 0, 1, 1] and list(labels[4:]) == [3, 3]
+    for image, label in zip(images, labels, strict=True):
+        split, tagged_label, index = image[0, :3, 0]
+        assert (split, tagged_label) == (TEST if label == 3 else TRAIN, label)
+        np.testing.assert_array_equal(image, tagged(split, label, index))
+
+
+def test_omniglot_is_read_by_label_with_ink_as_255(tmp_path, monkeypatch):
+    splits = {"train": examples(TRAIN, {2: 3, 0: 3}), "test": examples(TEST, {1: 3})}
+    prepare(tmp_path, splits, shape=GRAY)
+    monkeypatch.setattr("lohp_jax.data.omniglot.NAME", "toy")
+    characters = omniglot(data_dir=tmp_path, image_size=4)
+    assert characters.shape == (3, 3, 4, 4, 1) and characters.dtype == np.uint8
+    for label, split in enumerate((TRAIN, TEST, TRAIN)):
+        expected = {(255 - tagged(split, label, i)[1:5]).tobytes() for i in range(3)}
+        assert {image.tobytes() for image in characters[label]} == expected
+    with pytest.raises(ValueError, match="image_size must be at least 1, got 0"):
+        omniglot(data_dir=tmp_path, image_size=0)
+
+
 def test_image_set_names_the_choices():
     with pytest.raises(ValueError, match="'digits' or 'tfds:NAME', got 'mnist'"):
         image_set("mnist")
@@ -315,25 +337,6 @@ def test_importing_the_package_loads_no_reader():
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-
-
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory):
-    """`prepared(name)` prepares a real set once and returns its `data_dir`."""
-    script = SHARED_DATA / "seed_tfds_cache.py"
-    if not script.exists():
-        pytest.skip(f"needs the data in {SHARED_DATA.parent.name}/{SHARED_DATA.name}")
-    spec = importlib.util.spec_from_file_location("seed_tfds_cache", script)
-    seed = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(seed)
-    data_dir = tmp_path_factory.mktemp("tfds")
-
-    def prepare_once(name):
-        tfds.disable_progress_bar()
-        seed.prepare(name, data_dir)
-        return data_dir
-
-    return prepare_once
 
 
 # Without TensorFlow, TFDS leaves the 0 and 1 of 1-bit PNG files as they are.

@@ -6,20 +6,27 @@ import pytest
 import scipy.signal
 
 from lohp_jax.networks import classifiers as networks
-from lohp_jax.networks.classifiers import NETWORKS, make_classifier, make_network
+from lohp_jax.networks.classifiers import (
+    NETWORKS,
+    make_classifier,
+    make_conv4,
+    make_conv4_body,
+    make_network,
+)
 
 SHAPE, NUM_CLASSES = (5, 6, 2), 3
+SHAPES = dict.fromkeys(NETWORKS, SHAPE) | {"conv4": (16, 18, 1)}
 
 
 def network_and_weights(name):
     """A network with random weights, zeros replaced, and images; all from fixed seeds."""
-    network = make_network(name, SHAPE, NUM_CLASSES)
+    network = make_network(name, SHAPES[name], NUM_CLASSES)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: rng.normal(size=leaf.shape).astype(np.float32),
         jax.eval_shape(network.init, jax.random.key(0)),
     )
-    return network, params, rng.normal(size=(4, *SHAPE)).astype(np.float32)
+    return network, params, rng.normal(size=(4, *SHAPES[name])).astype(np.float32)
 
 
 def linear_oracle(params, images):
@@ -86,7 +93,7 @@ def test_vmap_over_weights_equals_a_loop(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_class_axes_are_those_of_the_head(name):
-    class_axes = make_network(name, SHAPE, NUM_CLASSES).class_axes
+    class_axes = make_network(name, SHAPES[name], NUM_CLASSES).class_axes
     assert class_axes["head"] == {"w": 1, "b": 0}
     assert all(axis == -1 for axis in jax.tree.leaves({**class_axes, "head": {}}))
 
@@ -111,6 +118,69 @@ def test_the_mlp_on_digits_has_1074_weights():
 def test_make_network_names_the_nearest():
     with pytest.raises(ValueError, match=r"make_network: .*got 'cnov'; did you mean 'conv'"):
         make_network("cnov", SHAPE, NUM_CLASSES)
+
+
+def conv4_oracle(params, images):
+    for suffix in ("", "_1", "_2", "_3"):
+        norm = params[f"layer_norm{suffix}"]
+        images = np.stack([_block(i, params[f"conv{suffix}"], **norm) for i in images])
+    return linear_oracle(params, images)
+
+
+def _block(image, conv, scale, offset):
+    """Convolution, normalisation of the whole image, rectifier; pooling drops an odd row or column."""
+    w, b = conv["w"], conv["b"]
+    out = np.zeros((*image.shape[:2], w.shape[3])) + b
+    for i, o in np.ndindex(w.shape[2:]):
+        out[..., o] += scipy.signal.correlate2d(image[..., i], w[..., i, o], mode="same")
+    out = np.maximum((out - out.mean()) / np.sqrt(out.var() + 1e-5) * scale + offset, 0)
+    height, width = (side // 2 * 2 for side in out.shape[:2])
+    return _max_pool(out[:height, :width])
+
+
+def test_conv4_equals_its_definition_and_its_body_has_the_same_weights():
+    shape, filters = SHAPES["conv4"], 3
+    network = make_conv4(shape, NUM_CLASSES, filters=filters)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32),
+        jax.eval_shape(network.init, jax.random.key(0)),
+    )
+    images = rng.normal(size=(3, *shape)).astype(np.float32)
+    expected = conv4_oracle(jax.tree.map(np.float64, params), np.float64(images))
+    logits = jax.jit(network.apply)(params, images)
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
+    head = params.pop("head")
+    features = make_conv4_body(shape, filters=filters).apply(params, images)
+    assert features.shape == (3, filters)
+    np.testing.assert_allclose(features @ head["w"] + head["b"][None], logits, rtol=1e-4, atol=1e-4)
+
+
+def test_conv4_classifies_an_image_alone_as_in_any_company():
+    network, params, images = network_and_weights("conv4")
+    together = network.apply(params, images)
+    alone = jnp.concatenate([network.apply(params, image[None]) for image in images])
+    np.testing.assert_allclose(together, alone, rtol=1e-3, atol=1e-3)
+
+
+def test_conv4_has_64_filters_as_in_the_papers():
+    shapes = jax.eval_shape(make_network("conv4", (28, 28, 1), 5).init, jax.random.key(0))
+    convolutions = 64 * (9 * 1 + 1) + 3 * 64 * (9 * 64 + 1)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == convolutions + 8 * 64 + 65 * 5
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: make_network("conv4", (8, 8, 1), 5), r"make_conv4: .*16 pixels.*got \(8, 8, 1\)"),
+        (lambda: make_network("conv4", (64,), 5), r"make_conv4: .*got \(64,\); .*'linear'"),
+        (lambda: make_network("conv", (64,), 5), r"make_network: .*got \(64,\); use 'linear'"),
+        (lambda: make_conv4((16, 16, 1), 5, filters=0), "make_conv4: filters .* got 0"),
+    ],
+)
+def test_shapes_that_a_network_does_not_take(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 TINY = {"cnn": {"widths": (3, 4)}, "vit": {"patch_size": 2, "depth": 2, "width": 6, "num_heads": 3}}

@@ -8,6 +8,7 @@ from lohp_jax.data import digits
 from lohp_jax.tasks import FAMILIES, make_family
 
 NUM_TASKS = 600
+OF_DIGITS = [name for name, entry in FAMILIES.items() if entry.data == "digits"]
 
 
 @jax.jit(static_argnums=0)
@@ -30,14 +31,14 @@ def classes_of(tasks):
     return frozenset().union(*(side for task in tasks for side in task))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", OF_DIGITS)
 def test_splits_share_no_task(name):
     train, held_out = sampled_tasks(make_family(name))
     assert not train & held_out
     assert classes_of(train) == classes_of(held_out) == set(range(10))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", OF_DIGITS)
 def test_held_out_classes_are_never_trained_on(name):
     train, held_out = sampled_tasks(make_family(name, holdout="classes", seed=1))
     unseen = set(range(10)) - classes_of(train)
@@ -64,6 +65,12 @@ def test_the_size_of_the_support_is_an_option(shots):
     assert all(np.asarray(image).tobytes() in pool for image in context["x"])
 
 
+def test_the_number_of_classes_is_an_option():
+    family = make_family("digits_5way", way=3)
+    assert family.num_classes == 3
+    assert family.sample(jax.random.key(0))["classes"].shape == (3,)
+
+
 @pytest.mark.parametrize(
     "name, options, message",
     [
@@ -80,6 +87,13 @@ def test_the_size_of_the_support_is_an_option(shots):
             {"image_size": 14},
             "image_set: expected no image_size with 'digits', .* 8 x 8",
         ),
+        (
+            "digits_partitions",
+            {"way": 3},
+            "'digits_partitions' takes no way, got 3; .*'digits_5way'",
+        ),
+        ("digits_5way", {"backbone": "b"}, "takes no backbone, got 'b'; .*'omniglot_heads'"),
+        ("transfer", {"holdout": "tasks"}, "'transfer' holds out whole classes, got .*'tasks'"),
         ("digits_5way", {"data": "mnist"}, "image_set: expected source .* got 'mnist'"),
     ],
 )
