@@ -31,7 +31,7 @@ def _cells(summary: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     method = summary["method"]
     times = [row["latency_ms_p50"] for row in rows if row["method"] == method]
     return [
-        _name(method),
+        name_of(method),
         with_spread(summary),
         share(summary["accuracy_min"]),
         f"{summary['gradients']:.0f}",
@@ -40,7 +40,8 @@ def _cells(summary: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _name(method: str) -> str:
+def name_of(method: str) -> str:
+    """What a table calls a method."""
     adam, _, number = method.rpartition("_")
     return f"Adam on the support, {number} steps" if adam == _ADAM else _NAMES[method]
 
