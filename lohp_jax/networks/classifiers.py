@@ -78,7 +78,9 @@ _BLOCKS = 4
 NETWORKS = {"linear": _linear, "mlp": _mlp, "conv": _conv, "conv4": _conv4}
 
 
-def make_network(name: str, image_shape: tuple[int, ...], num_classes: int) -> Network:
+def make_network(
+    name: str, image_shape: tuple[int, ...], num_classes: int, *, filters: int = 64
+) -> Network:
     """Builds a classifier by name.
 
     Args:
@@ -86,12 +88,13 @@ def make_network(name: str, image_shape: tuple[int, ...], num_classes: int) -> N
         of 8 and 16 channels, each followed by 2x2 max pooling; or "conv4", see `make_conv4`.
       image_shape: (height, width, channels), or (features,) for "linear" and "mlp".
       num_classes: number of logits.
+      filters: of "conv4".
 
     Raises: ValueError for an unknown name, or a shape that the network does not take.
     """
     check_option("make_network", "name", name, NETWORKS)
     if name == "conv4":
-        return make_conv4(image_shape, num_classes)
+        return make_conv4(image_shape, num_classes, filters=filters)
     if name == "conv" and len(image_shape) != 3:
         raise ValueError(
             f"make_network: expected images (height, width, channels) for 'conv', got {image_shape}; "

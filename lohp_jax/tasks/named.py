@@ -14,7 +14,7 @@ from lohp_jax.tasks.omniglot import omniglot_backbone, omniglot_family
 from lohp_jax.tasks.partitions import partition_tables
 from lohp_jax.tasks.pools import DealtPool
 from lohp_jax.tasks.splits import Holdout
-from lohp_jax.tasks.transfer import transfer_family
+from lohp_jax.tasks.transfer import check_sets, transfer_family
 from lohp_jax.types import TaskFamily
 
 _OMNIGLOT = "tfds:omniglot"
@@ -100,6 +100,7 @@ def transfer(
     _check_new_classes(name, holdout)
     source = _read(data, data_dir, _SOURCE_POOLS)
     others = [_read(target, data_dir, _POOLS) for target in targets]
+    check_sets(source, others, options["way"])  # before minutes of training
     pool, classes = DealtPool(source.train, _QUERY), range(len(source.train))
     frozen = kept_backbone(pool, classes, jax.random.key(seed), backbone, filters=filters)
     return transfer_family(source, others, frozen, fit=True, cache=backbone, name=name, **options)

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from lohp_jax.networks.classifiers import make_conv4, make_network
+from lohp_jax.networks.classifiers import make_network
 from lohp_jax.tasks.backbone import Backbone, kept_backbone
 from lohp_jax.tasks.images import TeacherData, image_family
 from lohp_jax.tasks.n_way import new_class_tables
@@ -92,7 +92,7 @@ def omniglot_family(
       way: classes of a task, 5 or 20 in the papers.
       shots: support images of a class, 1 or 5 in the papers.
       num_query: query images of a class.
-      network: a name for `make_network`; `filters` are of "conv4".
+      network: a name for `make_network`, which says what `filters` are.
       filters: see `network`.
       backbone: frozen; trained on the `train` classes of `split_characters` with the same arguments.
       cache: directory for its features, see `cached_features`.
@@ -119,9 +119,7 @@ def omniglot_family(
     if backbone is not None:
         features = backbone.features(_turn(characters, split.train + split.held_out), cache)
         pool, split = DealtPool(features, num_query), _numbered(split)
-    net = make_network(network, pool.example_shape, way)
-    if network == "conv4":
-        net = make_conv4(pool.example_shape, way, filters=filters)
+    net = make_network(network, pool.example_shape, way, filters=filters)
     options = {"shots": shots, "teacher_data": teacher_data, "batch_size": batch_size}
     tables = new_class_tables(*split, way=way)
     return image_family(name, pool, tables, network=net, **options)
@@ -157,11 +155,15 @@ def omniglot_backbone(
 
 
 def check_characters(characters: np.ndarray, shots: int, num_query: int) -> None:
-    """Raises: ValueError for images that are not square, or too few of a class for one task."""
+    """Raises: ValueError for images that are not square, of another type, or too few for a task."""
     if characters.ndim != 5 or characters.shape[2] != characters.shape[3]:
         raise ValueError(
             "omniglot: expected characters [C, n, side, side, channels], got shape "
             f"{list(characters.shape)}."
+        )
+    if characters.dtype != np.uint8 and characters.dtype.kind != "f":
+        raise ValueError(
+            f"omniglot: expected bytes, or floats in [0, 1], got {characters.dtype}; convert them."
         )
     if min(shots, num_query) < 1 or shots + num_query > characters.shape[1]:
         raise ValueError(

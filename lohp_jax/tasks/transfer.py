@@ -69,7 +69,7 @@ def transfer_family(
     Raises: ValueError for no targets, a target that is the source, too few classes, or images of
       another shape than the backbone's; what `image_family` and `cached_features` raise.
     """
-    _check_sets(source, targets, way)
+    check_sets(source, targets, way)
     sets = (source, *targets)
     pools = [_features(images, backbone, fit, cache) for images in sets]
     least = [min(pool[i].shape[1] for pool in pools) for i in (0, 1)]
@@ -128,7 +128,8 @@ def _features(
     return tuple(backbone.features(pool, cache) for pool in pools)
 
 
-def _check_sets(source: ImageSet, targets: Sequence[ImageSet], way: int) -> None:
+def check_sets(source: ImageSet, targets: Sequence[ImageSet], way: int) -> None:
+    """Raises: ValueError for no targets, a target that is the source, or too few classes."""
     if not targets:
         raise ValueError("transfer_family: expected one target or more, got none.")
     for target in targets:

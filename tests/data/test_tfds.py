@@ -316,7 +316,7 @@ def test_all_images_of_several_splits_are_read(tmp_path):
 def test_omniglot_is_read_by_label_with_ink_as_255(tmp_path, monkeypatch):
     splits = {"train": examples(TRAIN, {2: 3, 0: 3}), "test": examples(TEST, {1: 3})}
     prepare(tmp_path, splits, shape=GRAY)
-    monkeypatch.setattr("lohp_jax.data.omniglot.NAME", "toy")
+    monkeypatch.setattr(sys.modules[omniglot.__module__], "NAME", "toy")
     characters = omniglot(data_dir=tmp_path, image_size=4)
     assert characters.shape == (3, 3, 4, 4, 1) and characters.dtype == np.uint8
     for label, split in enumerate((TRAIN, TEST, TRAIN)):

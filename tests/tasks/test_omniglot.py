@@ -135,6 +135,11 @@ def test_omniglot_family_rejects(options, message):
         omniglot_family(CHARACTERS, **{**SIZES, **options})
 
 
+def test_images_that_are_neither_bytes_nor_floats_are_refused():
+    with pytest.raises(ValueError, match=r"bytes, or floats in .* got int32"):
+        omniglot_family(CHARACTERS.astype(np.int32), **SIZES)
+
+
 def test_images_that_cannot_be_turned_are_refused():
     with pytest.raises(ValueError, match=r"side, side.*got shape \[30, 8, 15, 16, 1\]"):
         omniglot_family(CHARACTERS[:, :, 1:], **SIZES)
@@ -160,6 +165,27 @@ def test_a_backbone_that_is_kept_is_read_again(tmp_path):
 def test_make_family_rejects(options, message):
     with pytest.raises(ValueError, match=f"make_family: {message}"):
         make_family("omniglot", **options)
+
+
+def test_make_family_hands_its_options_on(monkeypatch):
+    many = np.random.default_rng(1).integers(0, 256, (1210, 7, SIDE, SIDE, 1), np.uint8)
+    monkeypatch.setattr("lohp_jax.tasks.named.read_omniglot", lambda data_dir: many)
+    family = make_family("omniglot", way=3, shots=2, filters=2, seed=4)
+    described = describe_family(family)
+    assert described.context["['x']"] == f"float32[6,{SIDE},{SIDE},1]"
+    assert described.params["['conv']['w']"] == "float32[3,3,1,2]"
+    drawn = family.sample(jax.random.key(0), "held_out")["classes"]
+    assert set(drawn.tolist()) <= set(split_characters(1210, seed=4).held_out)
+    asked = {}
+
+    def backbone(characters, directory, **settings):
+        asked.update(settings, directory=directory)
+        return BACKBONE
+
+    monkeypatch.setattr("lohp_jax.tasks.named.omniglot_backbone", backbone)
+    heads = make_family("omniglot_heads", filters=3, seed=4)
+    assert asked == {"directory": None, "filters": 3, "seed": 4}
+    assert describe_family(heads).params["['head']['w']"] == "float32[6,5]"
 
 
 def test_omniglot_that_is_not_prepared_tells_how_to_prepare_it(tmp_path):

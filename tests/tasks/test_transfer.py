@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from lohp_jax.data import ImageSet
+from lohp_jax.tasks import make_family
 from lohp_jax.tasks.backbone import Backbone
 from lohp_jax.tasks.door import describe_family
 from lohp_jax.tasks.transfer import fit_images, transfer_family
@@ -106,6 +107,26 @@ def test_fit_images_resizes_and_brings_channels_to_the_same_number():
     np.testing.assert_allclose(smaller.mean(), images.mean(), atol=0.02)
     with pytest.raises(ValueError, match="1 or 2 channels, got 3"):
         fit_images(images, (6, 6, 2))
+
+
+def test_the_family_of_the_table_reads_fits_and_keeps(tmp_path, monkeypatch):
+    sets = {"tfds:s": image_set("s", 7, 9, 4, (16, 16, 3)), "digits": image_set("digits", 6)}
+    monkeypatch.setattr("lohp_jax.tasks.named.image_set", lambda source, **options: sets[source])
+    monkeypatch.setattr("lohp_jax.tasks.named.kept_backbone", kept := Kept())
+    options = {"data": "tfds:s", "targets": ("digits",), "way": 3, "shots": 2, "filters": 5}
+    make_family("transfer", backbone=str(tmp_path), **options)
+    assert kept.asked == (range(7), str(tmp_path), {"filters": 5})
+    assert len(list(tmp_path.iterdir())) == 4
+    with pytest.raises(ValueError, match="targets other than the source, got 's' for both"):
+        make_family("transfer", **options | {"targets": ("tfds:s",)})
+
+
+class Kept:
+    """Stands for `kept_backbone`."""
+
+    def __call__(self, pool, classes, key, directory, **settings):
+        self.asked = (classes, directory, settings)
+        return Backbone(first_pixels, {"scale": np.float32(10)}, pool.example_shape)
 
 
 @pytest.mark.parametrize(
