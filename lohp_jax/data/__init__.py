@@ -4,19 +4,27 @@ import os
 from typing import Any
 
 from lohp_jax.data.digits import digits
+from lohp_jax.data.domains import DomainSet, domain_set, folder_domains, rotated_domains
 from lohp_jax.data.features import cached_features
 from lohp_jax.data.folders import folder_images
 from lohp_jax.data.images import ImageSet
 from lohp_jax.data.lane import Drive, read_drive, render_drive
 from lohp_jax.data.omniglot import omniglot
+from lohp_jax.data.text import TextSet, TextSplit, byte_tokens, tfds_text
 from lohp_jax.data.tfds import tfds_images
 from lohp_jax.data.volume import read_volume, resample_volume, synthetic_volume
 
 __all__ = [
+    "DomainSet",
     "Drive",
     "ImageSet",
+    "TextSet",
+    "TextSplit",
+    "byte_tokens",
     "cached_features",
     "digits",
+    "domain_set",
+    "folder_domains",
     "folder_images",
     "image_set",
     "omniglot",
@@ -24,8 +32,10 @@ __all__ = [
     "read_volume",
     "render_drive",
     "resample_volume",
+    "rotated_domains",
     "synthetic_volume",
     "tfds_images",
+    "tfds_text",
 ]
 
 _TFDS = "tfds:"

@@ -12,7 +12,7 @@ import numpy as np
 from lohp_jax.data.images import ImageSet, by_class, check_one_size, fit_square
 
 _DEFAULT_DATA_DIR = "~/tensorflow_datasets"  # as in TFDS, which expands no "~" that it is given
-_FILE_FORMAT = "array_record"  # gives records at random positions, without TensorFlow
+FILE_FORMAT = "array_record"  # gives records at random positions, without TensorFlow
 _RECORDS_AT_ONCE = 1024  # reading in bulk is four times as fast as record by record
 _PIL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by number of channels
 
@@ -69,14 +69,17 @@ def tfds_images(
             "tfds_images: expected positive train_per_class, query_per_class and image_size, "
             f"got {train_per_class}, {query_per_class} and {image_size}."
         )
-    builder = _prepared_builder(name, data_dir)
+    builder = prepared_builder("tfds_images", name, data_dir)
     keys = _supervised_keys(builder.info)
     train = _open_split(builder, "train", keys)
     query = _query_split(builder, train, keys)
     positions = _choose_pools(train, query, train_per_class, query_per_class)
     mode = _PIL_MODES[builder.info.features[keys.image].shape[-1]]
     pools = [
-        [_decode(record[keys.image], mode, image_size) for record in _read(split.records, chosen)]
+        [
+            _decode(record[keys.image], mode, image_size)
+            for record in read_records(split.records, chosen)
+        ]
         for split, chosen in zip((train, query), positions, strict=True)
     ]
     check_one_size("tfds_images", pools[0] + pools[1])
@@ -104,21 +107,34 @@ def read_all(
 
     Raises: as `tfds_images`.
     """
-    builder = _prepared_builder(name, data_dir)
+    builder = prepared_builder("tfds_images", name, data_dir)
     keys = _supervised_keys(builder.info)
     opened = [_open_split(builder, split, keys) for split in splits]
     images = [
         _decode(record[keys.image], mode, image_size)
         for split in opened
-        for record in _read(split.records, np.arange(len(split.labels)))
+        for record in read_records(split.records, np.arange(len(split.labels)))
     ]
     return images, np.concatenate([split.labels for split in opened])
 
 
-def _prepared_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
-    """The TFDS builder of a set that can be read at once."""
+def prepared_builder(function: str, name: str, data_dir: str | os.PathLike | None) -> Any:
+    """The TFDS builder of a set that can be read at once.
+
+    Args:
+      function: named in errors.
+      name: as of `tfds_images`, as is `data_dir`.
+      data_dir: the folder of TFDS.
+
+    Raises: ValueError for an unknown set, FileNotFoundError for one that is not prepared.
+    """
     import tensorflow_datasets as tfds  # here, for a light `import lohp_jax`
 
+    imports = "import tensorflow_datasets as tfds"
+    if re.split("[/:]", name)[0] == "glue":
+        import tensorflow_datasets.text.glue  # which registers it
+
+        imports += ", tensorflow_datasets.text.glue"
     root = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR", _DEFAULT_DATA_DIR))
     try:
         builder = tfds.builder(name, data_dir=root)
@@ -126,16 +142,16 @@ def _prepared_builder(name: str, data_dir: str | os.PathLike | None) -> Any:
         known = tfds.list_builders(with_community_datasets=False)
         nearest = difflib.get_close_matches(re.split("[/:]", name)[0], known, n=5)
         raise ValueError(
-            f"tfds_images: expected a set of TensorFlow Datasets, got {name!r}; nearest names: "
+            f"{function}: expected a set of TensorFlow Datasets, got {name!r}; nearest names: "
             f"{', '.join(nearest) or 'none'}. {str(error).splitlines()[0]}"
         ) from error
     formats = builder.info.available_file_formats() if builder.info.splits else ()
-    if _FILE_FORMAT not in (found := [f.value for f in formats]):
+    if FILE_FORMAT not in (found := [f.value for f in formats]):
         raise FileNotFoundError(
-            f"tfds_images: expected {name!r} prepared as {_FILE_FORMAT} in {builder.data_dir}, "
+            f"{function}: expected {name!r} prepared as {FILE_FORMAT} in {builder.data_dir}, "
             f"found {' and '.join(found) or 'nothing'}. Prepare it with (most sets need TensorFlow "
-            f'for this, none to be read): python -c "import tensorflow_datasets as tfds; '
-            f"tfds.builder({name!r}, data_dir={root!r}, file_format={_FILE_FORMAT!r})"
+            f'for this, none to be read): python -c "{imports}; '
+            f"tfds.builder({name!r}, data_dir={root!r}, file_format={FILE_FORMAT!r})"
             '.download_and_prepare()"'
         )
     return builder
@@ -173,8 +189,8 @@ def _open_split(builder: Any, name: str, keys: _Keys) -> _Split:
             f"got {list(builder.info.splits)}."
         )
     encoded = {keys.image: tfds.decode.SkipDecoding()}  # Pillow decodes the few that are chosen
-    records = builder.as_data_source(name, decoders=encoded, file_format=_FILE_FORMAT)
-    labels = [record[keys.label] for record in _read(records, np.arange(len(records)))]
+    records = builder.as_data_source(name, decoders=encoded, file_format=FILE_FORMAT)
+    labels = [record[keys.label] for record in read_records(records, np.arange(len(records)))]
     return _Split(name, records, np.array(labels))
 
 
@@ -188,8 +204,8 @@ def _query_split(builder: Any, train: _Split, keys: _Keys) -> _Split:
     return train
 
 
-def _read(records: Any, positions: np.ndarray) -> Iterator[dict[str, Any]]:
-    """Yields the records at `positions`, an array of any shape, in C order."""
+def read_records(records: Any, positions: np.ndarray) -> Iterator[dict[str, Any]]:
+    """Yields the records of a data source at `positions`, an array of any shape, in C order."""
     flat = positions.ravel().tolist()
     for start in range(0, len(flat), _RECORDS_AT_ONCE):
         yield from records.__getitems__(flat[start : start + _RECORDS_AT_ONCE])

@@ -250,13 +250,14 @@ def test_set_without_train_is_refused(tmp_path):
         tfds_images("toy", data_dir=tmp_path)
 
 
-def test_unprepared_set_tells_how_to_prepare_it(tmp_path):
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100", "omniglot"])
+def test_unprepared_set_tells_how_to_prepare_it(tmp_path, name):
     with pytest.raises(FileNotFoundError) as error:
-        tfds_images("mnist", data_dir=tmp_path)
+        tfds_images(name, data_dir=tmp_path)
     message = str(error.value)
-    assert f"'mnist' prepared as array_record in {tmp_path / 'mnist'}" in message
+    assert f"{name!r} prepared as array_record in {tmp_path / name}" in message
     assert "found nothing" in message
-    command = f"tfds.builder('mnist', data_dir='{tmp_path}', file_format='array_record')"
+    command = f"tfds.builder({name!r}, data_dir='{tmp_path}', file_format='array_record')"
     assert f"{command}.download_and_prepare()" in message
 
 
