@@ -52,6 +52,7 @@ from lohp_jax.runs.solve import load_solver
 from lohp_jax.solvers.refine import refine
 from lohp_jax.tasks import make_family
 from lohp_jax.tasks.backbone import Backbone, kept_backbone, train_backbone
+from lohp_jax.tasks.domains import domain_family
 from lohp_jax.tasks.omniglot import omniglot_backbone, omniglot_family
 from lohp_jax.tasks.regression import sine_regression
 from lohp_jax.tasks.supervised import supervised_family
@@ -83,6 +84,7 @@ __all__ = [
     "train_backbone",
     "kept_backbone",
     "omniglot_backbone",
+    "domain_family",
     "ImageSupport",
     # optimizers: teachers of the stages below, and useful alone
     "make_optimizer",

@@ -23,7 +23,13 @@ def test_a_snippet_of_the_readme_runs_as_pasted(snippet):
 
 
 @pytest.mark.parametrize(
-    "module", [pytest.param("lohp_jax.fitting", marks=pytest.mark.slow), "lohp_jax.methods.lohp"]
+    "module",
+    [
+        pytest.param("lohp_jax.fitting", marks=pytest.mark.slow),
+        "lohp_jax.methods.lohp",
+        "lohp_jax.tasks.domains",
+        "lohp_jax.data.text",
+    ],
 )
 def test_examples_in_docstrings_hold(module):
     results = doctest.testmod(importlib.import_module(module))

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from lohp_jax.baselines import adaptation
+from lohp_jax.baselines.erm import erm
 from lohp_jax.baselines.retrieval import nearest_task
 from lohp_jax.baselines.ridge import ridge
 from lohp_jax.evaluation import scores
 from lohp_jax.runs.stage import Stage, key_of
 from lohp_jax.trajectories.dataset import WindowDataset
-from lohp_jax.types import Generator, PyTree
+from lohp_jax.types import Generator, PyTree, TaskFamily
 
 Announce = Callable[[str], None]
 
@@ -21,7 +22,7 @@ _TUNING_TASKS = 64
 _SUPPORT_DRAWS = 4
 _MOST_NUMBERS = 2**26
 """End weights of all runs together, beyond which those of windows stay in their store."""
-_ADAM, _NEAREST, _RIDGE = "same_support_adam", "nearest_task", "ridge"
+_ADAM, _NEAREST, _RIDGE, _ERM = "same_support_adam", "nearest_task", "ridge", "erm"
 _MULTIPLES = (1, 4, 20)
 """Beside a generator that spends gradients stands Adam with so many times as many."""
 
@@ -39,8 +40,9 @@ def baseline_names(stage: Stage) -> list[str]:
     """Rows of baselines, without those of `equal_gradients`, in the order they are made."""
     if not stage.config.evaluation.baselines:
         return []
-    adam = [] if stage.family.context_loss is None else [_ADAM]
-    return adam if _too_large(stage) else [*adam, _NEAREST, _RIDGE]
+    names = [] if stage.family.context_loss is None else [_ADAM]
+    names += [_ERM] if _labels_have_names(stage.family) else []
+    return names if _too_large(stage) else [*names, _NEAREST, _RIDGE]
 
 
 def make_baselines(
@@ -48,7 +50,7 @@ def make_baselines(
 ) -> tuple[dict[str, Generator], dict[str, Any]]:
     """Generators that need no training over tasks, and what results.json says of them.
 
-    That is the settings that were tuned for Adam, and why some were left out.
+    That is the settings that were tuned, and why some were left out.
     """
     generators, tuned = {}, {}
     if not stage.config.evaluation.baselines:
@@ -64,6 +66,20 @@ def make_baselines(
             )
             tuned[name] = best._asdict()
             generators[name] = adaptation.adam_on_support(stage.family, space.theta_0, best)
+    if _labels_have_names(stage.family):
+        announce(_ERM)
+        training, key = (
+            stage.config.training,
+            jax.random.fold_in(key_of(stage.config, "evaluate"), 4),
+        )
+        generators[_ERM], rate = erm(
+            stage.family,
+            space.theta_0,
+            key,
+            updates=training.updates,
+            batch_size=training.batch_size,
+        )
+        tuned[_ERM] = {"learning_rate": rate}
     if ends is None:
         reason = f"their end weights are more than {_MOST_NUMBERS} numbers"
         return generators, tuned | {"left_out": dict.fromkeys((_NEAREST, _RIDGE), reason)}
@@ -81,6 +97,11 @@ def stored_contexts(stage: Stage) -> PyTree:
     data = jax.tree.map(lambda leaf: leaf[rows], dataset.data)
     key = jax.random.fold_in(key_of(stage.config, "evaluate"), 2)
     return jax.jit(jax.vmap(stage.family.context))(data, jax.random.split(key, len(rows)))
+
+
+def _labels_have_names(family: TaskFamily) -> bool:
+    """Whether a label means the same in every task, so that one network can serve all."""
+    return family.num_classes > 0 and family.class_axes is None
 
 
 def _too_large(stage: Stage) -> bool:

@@ -37,8 +37,9 @@ class FamilyConfig:
     """Which tasks, and who sees what of them."""
 
     data: str | None = None
-    """"digits", or "tfds:NAME" for an image set of TensorFlow Datasets on this machine; unset for the
-    family's default."""
+    """"digits", "tfds:NAME" for an image set of TensorFlow Datasets on this machine, or for domains also
+    "folder:PATH" for files DOMAIN/CLASS/NAME in a folder or zip archive; unset for the family's
+    default."""
     data_dir: str | None = None
     """Where TensorFlow Datasets are; unset for its default."""
     image_size: int | None = None
@@ -63,6 +64,8 @@ class FamilyConfig:
     them anew in every process."""
     targets: tuple[str, ...] | None = None
     """Sources of images that held-out tasks of transfer are of; unset for the family's default."""
+    domain: str | None = None
+    """What the family domains holds out; unset lets the seed pick."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +238,10 @@ _DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "omniglot_heads": _HEADS,
     "transfer": _HEADS,
+    "domains": {
+        "prepare": {"optimizers": ("adam:0.01",), "num_steps": 100, "num_tasks": 500},
+        "training": {"compression": 20, "updates": 1000, "batch_size": 16},
+    },
 }
 _OF_ONES_OWN = {
     "prepare": {"optimizers": ("adam:0.01",), "num_steps": 100, "num_tasks": 500},

@@ -70,6 +70,13 @@ FAMILIES = {
         "classes",
         {"way": 5, "filters": 64, "backbone": None, "targets": ("tfds:mnist", "digits")},
     ),
+    "domains": Entry(
+        "The same classes in several domains, one of which is held out.",
+        named.domains,
+        "mlp",
+        5,
+        options={"domain": None},
+    ),
 }
 
 
@@ -88,14 +95,16 @@ def make_family(
     filters: int | None = None,
     backbone: str | None = None,
     targets: tuple[str, ...] | None = None,
+    domain: str | None = None,
     seed: int = 0,
 ) -> TaskFamily:
     """Builds a task family by name.
 
     Args:
       name: a key of `FAMILIES`.
-      data: "digits", or "tfds:NAME" for an image set of TensorFlow Datasets on this machine; None for
-        the family's default, as wherever None is not explained.
+      data: "digits", or "tfds:NAME" for an image set of TensorFlow Datasets on this machine; "domains"
+        turns these by six angles, and takes "folder:PATH" too, see `domain_set`; None for the family's
+        default, as wherever None is not explained.
       data_dir: where TensorFlow Datasets are; None for its default.
       image_size: the side in pixels to which images of TensorFlow Datasets are cut and resized; None
         leaves them as they are.
@@ -109,10 +118,12 @@ def make_family(
       backbone: directory of a backbone and its features, which are made there if there are none; None
         makes them anew in every process, which takes minutes.
       targets: sources of images that held-out tasks are of.
+      domain: what "domains" holds out, e.g. "45"; None lets `seed` pick.
       seed: picks what is held out, and trains a backbone.
 
     Raises: ValueError for an unknown name, with the nearest one, for bad options, and for an option that
-      the family does not take; also what `image_set` raises.
+      the family does not take; also what `image_set` or `domain_set`
+      raises.
     """
     check_option("make_family", "name", name, FAMILIES)
     entry = FAMILIES[name]
@@ -135,6 +146,7 @@ def make_family(
             filters=filters,
             backbone=backbone,
             targets=targets,
+            domain=domain,
         ),
     )
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 
-from lohp_jax.data import ImageSet, image_set
+from lohp_jax.data import ImageSet, domain_set, image_set
 from lohp_jax.data import omniglot as read_omniglot
 from lohp_jax.tasks.backbone import kept_backbone
+from lohp_jax.tasks.domains import domain_family
 from lohp_jax.tasks.images import image_family
 from lohp_jax.tasks.n_way import n_way_tables
 from lohp_jax.tasks.omniglot import omniglot_backbone, omniglot_family
@@ -104,6 +105,27 @@ def transfer(
     pool, classes = DealtPool(source.train, _QUERY), range(len(source.train))
     frozen = kept_backbone(pool, classes, jax.random.key(seed), backbone, filters=filters)
     return transfer_family(source, others, frozen, fit=True, cache=backbone, name=name, **options)
+
+
+def domains(
+    name: str,
+    *,
+    data: str,
+    data_dir: str | None,
+    holdout: Holdout,
+    domain: str | None,
+    seed: int,
+    **options: Any,
+) -> TaskFamily:
+    """All domains of a set but one, which is held out; `domain` None lets `seed` pick it."""
+    if holdout != "tasks":
+        raise ValueError(
+            f"make_family: {name!r} holds out a domain over the same classes, got holdout={holdout!r}; "
+            "leave it out, and name the domain if you like."
+        )
+    images = domain_set(data, data_dir=data_dir)
+    held_out = images.domains[seed % len(images.domains)] if domain is None else domain
+    return domain_family(images, held_out, name=name, **options)
 
 
 def _sized(source: str, data_dir: str | None, image_size: int | None) -> ImageSet:

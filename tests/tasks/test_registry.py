@@ -8,7 +8,7 @@ from lohp_jax.data import digits
 from lohp_jax.tasks import FAMILIES, make_family
 
 NUM_TASKS = 600
-OF_DIGITS = [name for name, entry in FAMILIES.items() if entry.data == "digits"]
+OF_CLASSES = ("digits_5way", "digits_partitions")
 
 
 @jax.jit(static_argnums=0)
@@ -31,14 +31,14 @@ def classes_of(tasks):
     return frozenset().union(*(side for task in tasks for side in task))
 
 
-@pytest.mark.parametrize("name", OF_DIGITS)
+@pytest.mark.parametrize("name", OF_CLASSES)
 def test_splits_share_no_task(name):
     train, held_out = sampled_tasks(make_family(name))
     assert not train & held_out
     assert classes_of(train) == classes_of(held_out) == set(range(10))
 
 
-@pytest.mark.parametrize("name", OF_DIGITS)
+@pytest.mark.parametrize("name", OF_CLASSES)
 def test_held_out_classes_are_never_trained_on(name):
     train, held_out = sampled_tasks(make_family(name, holdout="classes", seed=1))
     unseen = set(range(10)) - classes_of(train)
@@ -94,6 +94,14 @@ def test_the_number_of_classes_is_an_option():
         ),
         ("digits_5way", {"backbone": "b"}, "takes no backbone, got 'b'; .*'omniglot_heads'"),
         ("transfer", {"holdout": "tasks"}, "'transfer' holds out whole classes, got .*'tasks'"),
+        ("digits_5way", {"domain": "45"}, "takes no domain, got '45'; .*'domains'"),
+        ("domains", {"domain": "44"}, "domain_family: .*got '44'; did you mean '45'"),
+        (
+            "domains",
+            {"holdout": "classes"},
+            "make_family: 'domains' holds out a domain .*'classes'",
+        ),
+        ("domains", {"data": "mnist"}, "domain_set: expected source .*'folder:PATH', got 'mnist'"),
         ("digits_5way", {"data": "mnist"}, "image_set: expected source .* got 'mnist'"),
     ],
 )
