@@ -154,16 +154,9 @@ def fit(
         directory = pathlib.Path(directory)
         _open_directory(directory, _described_run(described, method, kinds, config, key), resume)
     sizes = ("num_tasks", "num_steps", "start_noise", "record_every")
-    sizes = {name: getattr(config, name) for name in sizes}
-    store = prepare(
-        family,
-        kinds,
-        theta_0=theta_0,
-        **sizes,
-        key=prepare_key,
-        directory=directory and directory / "trajectories",
-        on_progress=_preparing(on_progress),
-    )
+    given = {name: getattr(config, name) for name in sizes} | {"theta_0": theta_0}
+    given |= {"directory": directory and directory / "trajectories", "key": prepare_key}
+    store = prepare(family, kinds, **given, on_progress=_preparing(on_progress))
     gathered = gather(family, store, theta_0, kinds, config, method.window)
     saving = directory and saving_of(directory, gathered, described, kinds, config)
     told = {"strategy": strategy, "saving": saving, "on_progress": on_progress}

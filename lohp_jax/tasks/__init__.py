@@ -85,18 +85,13 @@ def make_family(
     *,
     data: str | None = None,
     data_dir: str | None = None,
-    image_size: int | None = None,
     network: str | None = None,
     shots: int | None = None,
     teacher_data: TeacherData = "full",
     holdout: Holdout | None = None,
     batch_size: int | None = None,
-    way: int | None = None,
-    filters: int | None = None,
-    backbone: str | None = None,
-    targets: tuple[str, ...] | None = None,
-    domain: str | None = None,
     seed: int = 0,
+    **options: Any,
 ) -> TaskFamily:
     """Builds a task family by name.
 
@@ -106,24 +101,21 @@ def make_family(
         turns these by six angles, and takes "folder:PATH" too, see `domain_set`; None for the family's
         default, as wherever None is not explained.
       data_dir: where TensorFlow Datasets are; None for its default.
-      image_size: the side in pixels to which images of TensorFlow Datasets are cut and resized; None
-        leaves them as they are.
       network: "linear", "mlp", "conv" or "conv4".
       shots: support images per label.
       teacher_data: what teachers see, "full" or "support"; see `image_family`.
       holdout: what is held out, "tasks" or "classes".
       batch_size: images per step of a teacher; None for all.
-      way: classes of a task.
-      filters: channels of "conv4", and of a backbone.
-      backbone: directory of a backbone and its features, which are made there if there are none; None
-        makes them anew in every process, which takes minutes.
-      targets: sources of images that held-out tasks are of.
-      domain: what "domains" holds out, e.g. "45"; None lets `seed` pick.
       seed: picks what is held out, and trains a backbone.
+      **options: those that the `Entry` of the family has: `image_size`, the side in pixels to which
+        images of TensorFlow Datasets are cut and resized, None to leave them; `way`, classes of a task;
+        `filters`, channels of "conv4", and of a backbone; `backbone`, directory of a backbone and its
+        features, made there if there are none, None to make them anew in every process, which takes
+        minutes; `targets`, sources of images that held-out tasks are of; `domain`, what "domains" holds
+        out, e.g. "45", None to let `seed` pick.
 
     Raises: ValueError for an unknown name, with the nearest one, for bad options, and for an option that
-      the family does not take; also what `image_set` or `domain_set`
-      raises.
+      the family does not take; also what `image_set` or `domain_set` raises.
     """
     check_option("make_family", "name", name, FAMILIES)
     entry = FAMILIES[name]
@@ -139,26 +131,20 @@ def make_family(
         holdout=holdout,
         batch_size=batch_size,
         seed=seed,
-        **_options(
-            name,
-            image_size=image_size,
-            way=way,
-            filters=filters,
-            backbone=backbone,
-            targets=targets,
-            domain=domain,
-        ),
+        **_options(name, options),
     )
 
 
-def _options(name: str, **given: Any) -> dict[str, Any]:
+def _options(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """The options of a family, those that are not given by default.
 
     Raises: ValueError for one that it does not take.
     """
     taken = FAMILIES[name].options
+    known = {option: None for entry in FAMILIES.values() for option in entry.options}
     given = {option: value for option, value in given.items() if value is not None}
     for option, value in given.items():
+        check_option("make_family", "an option", option, known)
         if option not in taken:
             takers = [n for n, entry in FAMILIES.items() if option in entry.options]
             raise ValueError(

@@ -102,6 +102,11 @@ def test_the_number_of_classes_is_an_option():
             "make_family: 'domains' holds out a domain .*'classes'",
         ),
         ("domains", {"data": "mnist"}, "domain_set: expected source .*'folder:PATH', got 'mnist'"),
+        (
+            "digits_5way",
+            {"wya": 3},
+            "make_family: an option must be .* got 'wya'; did you mean 'way'",
+        ),
         ("digits_5way", {"data": "mnist"}, "image_set: expected source .* got 'mnist'"),
     ],
 )
