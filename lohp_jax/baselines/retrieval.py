@@ -27,7 +27,7 @@ def nearest_task(family: TaskFamily, contexts: PyTree, weights: Params) -> Gener
     support = support_of(family)
     stored = jax.jit(jax.vmap(support.describe))(contexts)
     class_axes = _class_axes(family)
-    orders = _orders(family, stored.shape[1])
+    orders = renamings(family, stored.shape[1])
 
     def apply(params, context, key, **_):
         stored, weights = params
@@ -51,7 +51,7 @@ def task_distance(family: TaskFamily, stored: PyTree, contexts: PyTree) -> jax.A
     """
     describe = jax.jit(jax.vmap(support_of(family).describe))
     stored, queries = describe(stored), describe(contexts)
-    orders = _orders(family, stored.shape[1])
+    orders = renamings(family, stored.shape[1])
     nearest = jax.jit(lambda query: jnp.min(_squared_distances(query, stored, orders)))
     return jnp.sqrt(jax.lax.map(nearest, queries) / queries[0].size)
 
@@ -60,8 +60,11 @@ def _class_axes(family: TaskFamily) -> PyTree | None:
     return family.class_axes if support_of(family).order is not None else None
 
 
-def _orders(family: TaskFamily, num_labels: int) -> jax.Array:
-    """`[O, labels]` the renamings of labels that tasks are compared under."""
+def renamings(family: TaskFamily, num_labels: int) -> jax.Array:
+    """`[O, labels]` the renamings of labels that tasks are compared under.
+
+    Those of up to six labels whose names mean nothing; otherwise the names as they are.
+    """
     renamed = _class_axes(family) is not None and math.factorial(num_labels) <= _MOST_ORDERS
     labels = range(num_labels)
     return jnp.array(list(itertools.permutations(labels)) if renamed else [labels])

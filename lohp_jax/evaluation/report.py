@@ -7,15 +7,15 @@ it lacks. Pictures are SVG inside the page.
 import base64
 import html
 import json
-import math
 import os
 import pathlib
 import string
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
+from lohp_jax.evaluation.honesty_page import honesty_section
+from lohp_jax.evaluation.markup import table
 from lohp_jax.evaluation.plots import Plot, draw_plots
-from lohp_jax.evaluation.records import field, number, read_results, section
+from lohp_jax.evaluation.records import read_results, section
 from lohp_jax.evaluation.standings import (
     ACCURACY,
     OBJECTIVE,
@@ -29,20 +29,6 @@ from lohp_jax.evaluation.standings import (
     value_text,
 )
 from lohp_jax.files import read_json, write_atomically
-
-
-class _Check(NamedTuple):
-    """One line of the honesty report.
-
-    `keys` maps a key of `results.json` to the words after its number; `passed` takes the numbers in
-    this order and is None where nothing is wanted.
-    """
-
-    title: str
-    meaning: str
-    wanted: str
-    keys: dict[str, str]
-    passed: Callable[..., bool] | None = None
 
 
 def write_report(directory: str | os.PathLike) -> pathlib.Path:
@@ -73,7 +59,7 @@ def write_report(directory: str | os.PathLike) -> pathlib.Path:
         family=html.escape(compared.family),
         statement=html.escape(statement(compared)),
         methods=_methods_table(compared),
-        honesty=_honesty_table(section(results, "honesty", where), where, compared),
+        honesty=honesty_section(section(results, "honesty", where), where, compared),
         plots="\n".join(_plot_html(*pair) for pair in draw_plots(directory, compared)),
         config=_pretty(config),
         environment=_pretty(results.get("environment", {})),
@@ -95,7 +81,7 @@ def _methods_table(compared: Standings) -> str:
         "Latency (ms),<br>batched, per network",
     )
     rows = (_method_cells(score, compared) for score in compared.scores)
-    return _table(head, rows, css="methods")
+    return table(head, rows, css="methods")
 
 
 def _method_cells(score: Score, compared: Standings) -> list[str]:
@@ -117,123 +103,6 @@ def _method_cells(score: Score, compared: Standings) -> list[str]:
 
 
 _HEADS = {ACCURACY.name: "Accuracy", OBJECTIVE.name: "Objective,<br>lower is better"}
-_SHUFFLED = {
-    ACCURACY.name: _Check(
-        "Shuffled condition",
-        "Accuracy when each task gets the weights made from another task's examples. It has to "
-        "fall to chance, what is reached without a look at the examples: if it stays higher, the "
-        "weights do not come from the examples.",
-        "at most 0.05 above chance",
-        {"shuffled": "", "chance": "chance"},
-        lambda shuffled, chance: shuffled <= chance + 0.05,
-    ),
-    OBJECTIVE.name: _Check(
-        "Shuffled condition",
-        "Objective when each task gets the weights made from another task's examples. It has to "
-        "rise to chance, what is reached without a look at the examples: if it stays lower, the "
-        "weights do not come from the examples.",
-        "at most 5 % below chance",
-        {"shuffled": "", "chance": "chance"},
-        lambda shuffled, chance: shuffled >= chance - 0.05 * abs(chance),
-    ),
-}
-_CHECKS = (
-    _Check(
-        "RMS ratio",
-        "How far generated weights lie from the common start, over how far the teacher's lie (root "
-        "mean square). Well below 1, the generator shrinks towards an average; above, it "
-        "overshoots.",
-        "0.8 to 1.2",
-        {"rms_ratio": ""},
-        lambda ratio: 0.8 <= ratio <= 1.2,
-    ),
-    _Check(
-        "Distance to the nearest training weights",
-        "Near 0, the generator copies weights that it was trained on. How far the teacher's own "
-        "weights for the same unseen tasks lie from training weights is the size to expect.",
-        "no limit",
-        {"nearest_training_distance": "generated", "teacher_nearest_training_distance": "teacher"},
-    ),
-    _Check(
-        "Distance to the teacher's weights",
-        "Between generated weights and those that the teacher reached on the same unseen task. "
-        "Other weights may be as good.",
-        "no limit",
-        {"teacher_distance": ""},
-    ),
-)
-
-
-def _honesty_table(honesty: dict[str, Any], where: str, compared: Standings) -> str:
-    """The methods down, the checks across; further numbers follow without a mark."""
-    if not honesty:
-        return "<p>Left out: results.json has no honesty report.</p>"
-    checks = (_SHUFFLED[compared.measure.name], *_CHECKS)
-    checked = {key for check in checks for key in check.keys}
-    measured = {
-        method: _measures(honesty, method, f"{where}, honesty", checked) for method in honesty
-    }
-    others = sorted({key for measures in measured.values() for key in measures} - checked)
-    checks += tuple(_Check(_words(key), "", "no limit", {key: ""}) for key in others)
-    rows = [
-        [html.escape(method), *(_verdict(check, measures) for check in checks)]
-        for method, measures in measured.items()
-    ]
-    wanted = ["<em>wanted</em>", *(check.wanted for check in checks)]
-    meanings = "".join(
-        f"<dt>{check.title}</dt><dd>{check.meaning}</dd>" for check in checks if check.meaning
-    )
-    if compared.imitated is not None:
-        teacher = html.escape(compared.imitated)
-        meanings += f"<dt>Teacher</dt><dd>What generators imitate: {teacher}.</dd>"
-    head = ("Method", *(check.title for check in checks))
-    return f"{_table(head, [*rows, wanted], css='honesty')}<dl>{meanings}</dl>"
-
-
-def _measures(
-    honesty: dict[str, Any], method: str, where: str, checked: set[str]
-) -> dict[str, float]:
-    """The numbers of one method; what is text or a list is left to results.json."""
-    measures = field(honesty, method, where, dict)
-    return {
-        key: number(measures, key, f"{where}[{method!r}]")
-        for key, value in measures.items()
-        if key in checked or isinstance(value, int | float)
-    }
-
-
-def _verdict(check: _Check, measures: dict[str, float]) -> str:
-    """The numbers and, where something is wanted, a mark."""
-    numbers = [measures.get(key, math.nan) for key in check.keys]
-    shown = "".join(
-        f"<div>{significant(number)} {words}</div>"
-        for number, words in zip(numbers, check.keys.values(), strict=True)
-    )
-    if check.passed is None:
-        return shown
-    if any(map(math.isnan, numbers)):
-        return f'{shown}<span class="unknown">not measured</span>'
-    if check.passed(*numbers):
-        return f'{shown}<span class="pass">✓ pass</span>'
-    return f'{shown}<span class="fail">✗ fail</span>'
-
-
-def _words(key: str) -> str:
-    return html.escape(key.replace("_", " ").capitalize())
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]], *, css: str) -> str:
-    """A table from escaped cells; wide ones scroll in a box of their own."""
-    header = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    body = "\n".join(
-        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
-        for first, *rest in rows
-    )
-    return (
-        f'<div class="scroll" tabindex="0"><table class="{css}">\n'
-        f"<thead><tr>{header}</tr></thead>\n"
-        f"<tbody>\n{body}\n</tbody></table></div>"
-    )
 
 
 def _pretty(value: Any) -> str:
@@ -278,6 +147,7 @@ tbody th { font-weight: normal; }
 .methods td, .methods th, .honesty td div { white-space: nowrap; }
 .methods th:first-child { position: sticky; left: 0; background: #fff; }
 .honesty th { max-width: 12rem; }
+.verdicts td { min-width: 12rem; }
 dl { font-size: .9rem; color: #444; }
 dt { font-weight: 600; }
 dd { margin: 0 0 .4rem; }

@@ -404,6 +404,23 @@ def test_with_the_wrong_support_an_objective_has_to_rise_to_chance(tmp_path, mea
     assert wanted[1] == "at most 5 % below chance"
 
 
+def test_verdicts_are_told_in_words(tmp_path):
+    verdicts = {
+        "memory": {"passed": False, "words": "A memory <of> it all."},
+        "size": {"passed": None, "words": "Not measured."},
+    }
+    overall = {"passed": True, "words": "Fine."}
+    judged = {"spread_ratio": 0.5, "verdicts": verdicts, "verdict": overall}
+    page = report_of(tmp_path, honesty={"ridge": {}, "lohp": judged})
+
+    assert page.tables["verdicts"] == [
+        ["Method", "Verdict", "Memory", "Size"],
+        ["lohp", "✓ Fine.", "✗ A memory <of> it all.", "? Not measured."],
+    ]
+    assert "Spread ratio" not in page.tables["honesty"][0]
+    assert "verdicts" not in report_of(tmp_path).tables
+
+
 @pytest.mark.parametrize("imitated", ["teacher_adam", None])
 def test_the_imitated_teacher_is_named(tmp_path, imitated):
     page = report_of(tmp_path, imitated=imitated)
