@@ -46,6 +46,10 @@ def print_results(results: dict[str, Any], as_json: bool) -> None:
             f"{row['latency_ms_p50']:.2f}",
         )
     rich.console.Console().print(table)
+    main = results["main"]
+    if main in results["break_even"]:
+        print(f"break-even of {main}: {results['break_even'][main]['words']}")
+        print(f"honesty of {main}: {results['honesty'][main]['verdict']['words']}")
 
 
 def print_solutions(results: dict[str, Any]) -> None:

@@ -75,6 +75,7 @@ def draw_plots(directory: pathlib.Path, standings: Standings) -> list[tuple[Plot
         for key in ("projection", "cosine", "score_by_step", "familiarity")
     )
     lines = read_json_lines(directory / "metrics.jsonl")
+    lines = [(at, line) for at, line in lines if "stage" not in line]  # what stages took
     colors = colors_of(standings, [str(field(line, "method", where)) for where, line in lines])
     with matplotlib.style.context(["default", STYLE]):
         plots = [

@@ -12,6 +12,7 @@ import pathlib
 import string
 from typing import Any
 
+from lohp_jax.evaluation.break_even import break_even_section
 from lohp_jax.evaluation.honesty_page import honesty_section
 from lohp_jax.evaluation.markup import table
 from lohp_jax.evaluation.plots import Plot, draw_plots
@@ -59,6 +60,7 @@ def write_report(directory: str | os.PathLike) -> pathlib.Path:
         family=html.escape(compared.family),
         statement=html.escape(statement(compared)),
         methods=_methods_table(compared),
+        break_even=break_even_section(section(results, "break_even", where), where),
         honesty=honesty_section(section(results, "honesty", where), where, compared),
         plots="\n".join(_plot_html(*pair) for pair in draw_plots(directory, compared)),
         config=_pretty(config),
@@ -77,8 +79,10 @@ def _methods_table(compared: Standings) -> str:
         "Worst task",
         "Gradients<br>per task",
         "Forward passes<br>per task",
-        "Latency (ms),<br>batch 1",
-        "Latency (ms),<br>batched, per network",
+        "Latency (ms), median,<br>batch 1",
+        "99th percentile,<br>batch 1",
+        "Latency (ms), median,<br>batched, per network",
+        "99th percentile,<br>batched, per network",
     )
     rows = (_method_cells(score, compared) for score in compared.scores)
     return table(head, rows, css="methods")
@@ -98,7 +102,9 @@ def _method_cells(score: Score, compared: Standings) -> list[str]:
         integer(score.gradients),
         integer(score.forward_passes),
         significant(score.latency),
+        significant(score.latency_p99),
         significant(score.latency_batch),
+        significant(score.latency_batch_p99),
     ]
 
 
@@ -147,7 +153,7 @@ tbody th { font-weight: normal; }
 .methods td, .methods th, .honesty td div { white-space: nowrap; }
 .methods th:first-child { position: sticky; left: 0; background: #fff; }
 .honesty th { max-width: 12rem; }
-.verdicts td { min-width: 12rem; }
+.verdicts td, .break-even td { min-width: 12rem; }
 dl { font-size: .9rem; color: #444; }
 dt { font-weight: 600; }
 dd { margin: 0 0 .4rem; }
@@ -167,6 +173,8 @@ pre { overflow-x: auto; background: #f6f6f6; padding: .8rem; font-size: .85rem; 
 <p class="statement">$statement</p>
 <h2>Methods</h2>
 $methods
+<h2>Break-even</h2>
+$break_even
 <h2>Honesty</h2>
 $honesty
 <h2>Plots</h2>

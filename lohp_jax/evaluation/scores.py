@@ -16,8 +16,10 @@ from lohp_jax.types import Generator, Params, PyTree, Split, TaskFamily
 
 Kind = Literal["teacher", "generator", "baseline"]
 
-_CALLS_ALONE = 21
-_CALLS_TOGETHER = 5
+_CALLS_ALONE = (21, 101)
+_CALLS_TOGETHER = (5, 21)
+_TIMED_SECONDS = 2.0
+"""Fewest and most calls that a latency is measured by; beyond the fewest they end after that time."""
 
 
 class TaskBatch(NamedTuple):
@@ -167,7 +169,7 @@ def make_row(
     *,
     gradients: int,
     forward_passes: int = 0,
-    latency: tuple[float, float],
+    latency: dict[str, float],
     split: Split = "held_out",
 ) -> dict[str, Any]:
     """One line of the results: mean, spread and extremes of the scores over tasks.
@@ -180,7 +182,7 @@ def make_row(
       values: `[R]` scores.
       gradients: gradient evaluations spent on a new task.
       forward_passes: evaluations without a gradient spent on a new task.
-      latency: median milliseconds per network, alone and in a batch.
+      latency: of `latency`, or its entries as far as they are known.
       split: of the tasks.
     """
     return {
@@ -193,33 +195,50 @@ def make_row(
         f"{measure}_min": float(values.min()),
         f"{measure}_max": float(values.max()),
         "num_tasks": len(values),
-        "latency_ms_p50": latency[0],
-        "latency_ms_p50_batch": latency[1],
+        **latency,
         "gradients": gradients,
         "forward_passes": forward_passes,
     }
 
 
-def latency(producer: Producer, seen: PyTree, keys: jax.Array) -> tuple[float, float]:
-    """Median milliseconds per network, alone and with all tasks in one call.
+def latency(producer: Producer, seen: PyTree, keys: jax.Array) -> dict[str, float]:
+    """Milliseconds per network, alone and with all tasks in one call.
 
-    Compilation is left out; every call is waited for.
+    Every call is waited for. With few calls the 99th percentile is the slowest of them.
 
     Args:
       producer: what is timed.
       seen: what it sees of each task, leading axis R.
       keys: `[R]`.
+
+    Returns: `latency_ms_p50` and `latency_ms_p99` alone; the same with `_batch` in one call of
+      `latency_batch_size` = R tasks, per network; and `latency_ms_first`, of the first call alone, which
+      compiles.
     """
-    alone = _median_seconds(producer.one, jax.tree.map(lambda x: x[0], (seen, keys)), _CALLS_ALONE)
-    together = _median_seconds(producer.many, (seen, keys), _CALLS_TOGETHER)
-    return 1e3 * alone, 1e3 * together / len(keys)
+    one = jax.tree.map(lambda x: x[0], (seen, keys))
+    first, alone = _seconds(producer.one, one, _CALLS_ALONE)
+    _, together = _seconds(producer.many, (seen, keys), _CALLS_TOGETHER)
+    each = np.array(together) / len(keys)
+    return {
+        "latency_ms_p50": 1e3 * float(np.median(alone)),
+        "latency_ms_p99": 1e3 * float(np.quantile(alone, 0.99, method="higher")),
+        "latency_ms_p50_batch": 1e3 * float(np.median(each)),
+        "latency_ms_p99_batch": 1e3 * float(np.quantile(each, 0.99, method="higher")),
+        "latency_batch_size": len(keys),
+        "latency_ms_first": 1e3 * first,
+    }
 
 
-def _median_seconds(call: Callable, arguments: tuple, num_calls: int) -> float:
-    jax.block_until_ready(call(*arguments))
-    seconds = []
-    for _ in range(num_calls):
+def _seconds(
+    call: Callable, arguments: tuple, num_calls: tuple[int, int]
+) -> tuple[float, list[float]]:
+    """Seconds of the first call, and of those after it."""
+    fewest, most = num_calls
+    seconds: list[float] = []
+    while len(seconds) <= most:
         start = time.perf_counter()
         jax.block_until_ready(call(*arguments))
         seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds))
+        if len(seconds) > fewest and sum(seconds[1:]) > _TIMED_SECONDS:
+            break
+    return seconds[0], seconds[1:]

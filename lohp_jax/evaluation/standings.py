@@ -51,6 +51,8 @@ class Score(NamedTuple):
     forward_passes: float
     latency: float
     latency_batch: float
+    latency_p99: float
+    latency_batch_p99: float
 
 
 class Standings(NamedTuple):
@@ -181,6 +183,8 @@ def _score(
         forward_passes=float(column("forward_passes").mean()),
         latency=float(column("latency_ms_p50").mean()),
         latency_batch=float(column("latency_ms_p50_batch").mean()),
+        latency_p99=float(column("latency_ms_p99").max()),
+        latency_batch_p99=float(column("latency_ms_p99_batch").max()),
     )
 
 

@@ -22,7 +22,9 @@ _TUNING_TASKS = 64
 _SUPPORT_DRAWS = 4
 _MOST_NUMBERS = 2**26
 """End weights of all runs together, beyond which those of windows stay in their store."""
-_ADAM, _NEAREST, _RIDGE, _ERM = "same_support_adam", "nearest_task", "ridge", "erm"
+ADAM = "same_support_adam"
+"""Tuned Adam on the support, whatever else there is."""
+_NEAREST, _RIDGE, _ERM = "nearest_task", "ridge", "erm"
 _MULTIPLES = (1, 4, 20)
 """Beside a generator that spends gradients stands Adam with so many times as many."""
 
@@ -33,14 +35,14 @@ def equal_gradients(stage: Stage, generators: dict[str, Generator]) -> dict[str,
         return {}
     spent = sorted({g.gradients for g in generators.values() if g.gradients})
     numbers = sorted({multiple * number for number in spent for multiple in _MULTIPLES})
-    return {f"{_ADAM}_{number}": number for number in numbers}
+    return {f"{ADAM}_{number}": number for number in numbers}
 
 
 def baseline_names(stage: Stage) -> list[str]:
     """Rows of baselines, without those of `equal_gradients`, in the order they are made."""
     if not stage.config.evaluation.baselines:
         return []
-    names = [] if stage.family.context_loss is None else [_ADAM]
+    names = [] if stage.family.context_loss is None else [ADAM]
     names += [_ERM] if _labels_have_names(stage.family) else []
     return names if _too_large(stage) else [*names, _NEAREST, _RIDGE]
 
@@ -59,7 +61,7 @@ def make_baselines(
     if stage.family.context_loss is not None:
         key = jax.random.fold_in(key_of(stage.config, "evaluate"), 1)
         tuning = scores.draw_tasks(stage.family, key, _TUNING_TASKS, "train")
-        for name, num_steps in (equal | {_ADAM: None}).items():
+        for name, num_steps in (equal | {ADAM: None}).items():
             announce(name)
             best = adaptation.tune(
                 stage.family, space.theta_0, tuning.data, tuning.contexts, num_steps=num_steps

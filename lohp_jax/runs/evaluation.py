@@ -1,5 +1,6 @@
 """The last stage of a run of Lo-Hp: every method on the same held-out tasks, beside its baselines."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,12 +8,14 @@ import jax
 
 from lohp_jax.baselines.retrieval import task_distance
 from lohp_jax.evaluation import scores
+from lohp_jax.evaluation.break_even import Spent, break_even
 from lohp_jax.evaluation.figures import figures
 from lohp_jax.evaluation.honesty import honesty
 from lohp_jax.files import SCHEMA, write_json
 from lohp_jax.methods import METHODS
 from lohp_jax.methods.training import num_updates
 from lohp_jax.runs.baselines import (
+    ADAM,
     Announce,
     baseline_names,
     equal_gradients,
@@ -20,6 +23,7 @@ from lohp_jax.runs.baselines import (
     stored_contexts,
     training_ends,
 )
+from lohp_jax.runs.clock import PREPARE, TRAIN, TRAJECTORIES, Seconds, read_seconds
 from lohp_jax.runs.config import to_json
 from lohp_jax.runs.directory import environment
 from lohp_jax.runs.loading import load
@@ -74,6 +78,7 @@ def evaluate_run(
             rows.append(row)
     results = _about(stage) | tuned | {"rows": teacher_rows + rows, "honesty": honest}
     familiar, drawn = _appraise(held, trained)
+    results["break_even"] = _break_even(stage, results["rows"], list(trained))
     results["rows"] += familiar
     drawn |= figures(
         family,
@@ -88,6 +93,27 @@ def evaluate_run(
     write_json(stage.directory / "figures.json", drawn)
     write_json(stage.directory / "results.json", results)
     return {"schema": SCHEMA, **results}
+
+
+def _break_even(
+    stage: Stage, rows: list[dict[str, Any]], trained: list[str]
+) -> dict[str, dict[str, Any]]:
+    """What each trained method took, and when it pays."""
+    prepared = read_seconds(stage.directory, PREPARE).get(TRAJECTORIES)
+    seconds, found = read_seconds(stage.directory, TRAIN), {}
+    methods = {m.name: m for m in map(stage.config.method, [*METHODS, *stage.config.methods])}
+    for name in trained:
+        chain, method = [], methods[name]
+        while method is not None:
+            chain.append(method.name)
+            method = method.starts_from
+        spent = None
+        if prepared is not None and all(part in seconds for part in chain):
+            training = functools.reduce(Seconds.plus, (seconds[part] for part in chain))
+            compilation = prepared.compilation + training.compilation
+            spent = Spent(prepared.total, training.total, compilation)
+        found[name] = break_even(rows, stage.description.measure, name, spent, ADAM)
+    return found
 
 
 def _about(stage: Stage) -> dict[str, Any]:

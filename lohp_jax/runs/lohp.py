@@ -12,6 +12,7 @@ from typing import Any
 from lohp_jax.evaluation.report import write_report
 from lohp_jax.fitting import saving_of
 from lohp_jax.methods.training import train_method
+from lohp_jax.runs.clock import PREPARE, TRAIN, TRAJECTORIES, recording
 from lohp_jax.runs.config import RunConfig, to_json
 from lohp_jax.runs.evaluation import evaluate_run
 from lohp_jax.runs.families import family_of
@@ -69,20 +70,26 @@ def prepare_run(
         "seed": config.seed,
         **{name: to_json(config)[name] for name in ("tasks", "prepare")},
     }
-    return prepare(
-        family,
-        settings.optimizers,
-        theta_0=start_of(config, family),
-        num_tasks=settings.num_tasks,
-        num_steps=settings.num_steps,
-        record_every=settings.record_every,
-        start=settings.start,
-        start_noise=settings.start_noise,
-        key=key_of(config, "prepare"),
-        directory=pathlib.Path(directory) / "trajectories",
-        config=described,
-        on_progress=on_progress,
-    )
+    with recording(directory, PREPARE, TRAJECTORIES) as record:
+
+        def told(done, total):
+            record(TRAJECTORIES, done)
+            on_progress(done, total)
+
+        return prepare(
+            family,
+            settings.optimizers,
+            theta_0=start_of(config, family),
+            num_tasks=settings.num_tasks,
+            num_steps=settings.num_steps,
+            record_every=settings.record_every,
+            start=settings.start,
+            start_noise=settings.start_noise,
+            key=key_of(config, "prepare"),
+            directory=pathlib.Path(directory) / "trajectories",
+            config=described,
+            on_progress=told,
+        )
 
 
 def train_run(
@@ -102,13 +109,20 @@ def train_run(
         config.fitting(),
         run=to_json(config),
     )
-    train_method(
-        config.method(name),
-        gathered.space,
-        gathered.dataset,
-        config.fitting().updating(),
-        key_of(config, "train"),
-        strategy=strategy,
-        saving=saving,
-        on_progress=on_progress,
-    )
+    method = config.method(name)
+    with recording(stage.directory, TRAIN, method.name) as record:
+
+        def told(progress):
+            record(progress.method, progress.step)
+            on_progress(progress)
+
+        train_method(
+            method,
+            gathered.space,
+            gathered.dataset,
+            config.fitting().updating(),
+            key_of(config, "train"),
+            strategy=strategy,
+            saving=saving,
+            on_progress=told,
+        )

@@ -6,6 +6,7 @@ One tiny run is made once; what damages it works on copies.
 import ast
 import contextlib
 import errno
+import html
 import io
 import json
 import logging
@@ -58,7 +59,11 @@ ROW = {
     "accuracy_min": float,
     "num_tasks": int,
     "latency_ms_p50": float,
+    "latency_ms_p99": float,
     "latency_ms_p50_batch": float,
+    "latency_ms_p99_batch": float,
+    "latency_ms_first": float,
+    "latency_batch_size": int,
     "gradients": int,
     "forward_passes": int,
 }
@@ -83,6 +88,7 @@ def read_results(directory):
 
 def without_latency(results):
     rows = [{k: v for k, v in row.items() if "latency" not in k} for row in results["rows"]]
+    results = {name: value for name, value in results.items() if name != "break_even"}
     return results | {"rows": rows}
 
 
@@ -196,6 +202,21 @@ def test_beside_a_closed_loop_stands_adam_with_as_many_gradients(tmp_path):
         if split == "held_out":
             np.testing.assert_allclose(np.mean(told["trust"]), row["trust"], rtol=1e-6)
     assert "split train" in (directory / "report.html").read_text() and "split train" not in out
+
+
+def test_a_run_says_what_it_took_and_when_it_pays(whole):
+    results, (_, out, _) = read_results(whole[0]), whole[1]
+    told = results["break_even"]["lohp"]
+    assert told["prepare_seconds"] > 0 and told["train_seconds"] > 0
+    assert 0 < told["compile_seconds"] < told["prepare_seconds"] + told["train_seconds"]
+    assert told["against"][0]["rival"] == "same_support_adam"
+    assert f"break-even of lohp: {told['words']}" in out
+    assert f"honesty of lohp: {results['honesty']['lohp']['verdict']['words']}" in out
+    page = (whole[0] / "report.html").read_text()
+    assert html.escape(told["words"]) in page
+    lines = [json.loads(line) for line in (whole[0] / "metrics.jsonl").read_text().splitlines()]
+    stages = [(line["stage"], line["name"]) for line in lines if "stage" in line]
+    assert stages[0] == ("prepare", "trajectories") and stages[-1] == ("train", "lohp")
 
 
 def test_metrics_hold_the_diagnostics(whole):
@@ -546,7 +567,8 @@ def test_full_disk_while_writing_the_config(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_full_disk_while_writing_results(copied, monkeypatch):
     name = "results.json"
-    monkeypatch.setattr(scores, "latency", lambda *_: (1.0, 1.0))
+    fixed = dict.fromkeys(("latency_ms_p50", "latency_ms_p50_batch"), 1.0)
+    monkeypatch.setattr(scores, "latency", lambda *_: fixed)
     before = contents(copied)
     fill_disk(monkeypatch, name)
     code, out, err = lohp("evaluate", "--out", copied)

@@ -33,7 +33,9 @@ def row(method, value, *, measure="accuracy", seed=0, **changes):
         f"{measure}_std": 0.1,
         "num_tasks": 400,  # a standard error of 0.005
         "latency_ms_p50": 1.25,
+        "latency_ms_p99": 1.5,
         "latency_ms_p50_batch": 0.031,
+        "latency_ms_p99_batch": 0.042,
         "gradients": 0,
         "forward_passes": 3,
     }
@@ -172,7 +174,9 @@ def test_rows_are_there_and_sorted_by_accuracy(page):
         "0",
         "3",
         "1.25",
+        "1.50",
         "0.0310",
+        "0.0420",
     ]
     assert len(head) == len(rows[0])
 
@@ -348,7 +352,7 @@ def test_what_is_nan_null_or_absent_is_not_available_and_comes_last(tmp_path):
     _, lohp, ridge, cloning = page.tables["methods"]
     assert lohp[1] == "0.900 ± 0.005"
     assert ridge[:3] == ["ridge", "0.100 ± n/a", "s.e. over n/a tasks"]
-    assert ridge[3:] == ["n/a"] * 5
+    assert ridge[3:] == ["n/a"] * 7
     assert cloning[:2] == ["cloning", "n/a"]
     assert (cloning[4], cloning[6]) == ("n/a", "n/a")
     assert "nan" not in page.text.split("<h2>Plots")[0]

@@ -35,8 +35,9 @@ def test_scores_of_an_objective_are_the_objective(bowls):
 @pytest.mark.parametrize("measure", ["accuracy", "objective"])
 def test_a_row_holds_mean_spread_and_extremes(measure):
     values = np.array([0.5, 1.0])
+    latency = {"latency_ms_p50": 1.0, "latency_ms_p50_batch": 0.5}
     row = scores.make_row(
-        "ours", "generator", 3, measure, values, gradients=7, latency=(1.0, 0.5), split="train"
+        "ours", "generator", 3, measure, values, gradients=7, latency=latency, split="train"
     )
     assert row[measure] == 0.75
     assert (row[f"{measure}_min"], row[f"{measure}_max"]) == (0.5, 1.0)
@@ -82,21 +83,40 @@ def test_a_producer_gives_one_network_per_context(family):
     np.testing.assert_array_equal(one["w"], many["w"][1])
 
 
-def test_latency_waits_and_counts_networks(family):
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still unless it is told to go on."""
+    now = [0.0]
+    monkeypatch.setattr(scores.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_latency_counts_networks_and_the_slowest_calls(family, clock):
     tasks = scores.draw_tasks(family, jax.random.key(0), 4, "held_out")
     calls = []
 
-    def timed(number):
+    def timed(number, milliseconds):
         def call(contexts, keys):
             calls.append(number)
+            clock[0] += milliseconds(calls.count(number)) / 1e3
             return jnp.zeros(())
 
         return call
 
-    producer = scores.Producer(timed(1), timed(4))
-    alone, together = scores.latency(producer, tasks.contexts, tasks.keys)
-    assert alone > 0 and together > 0
-    assert calls.count(1) > 10 and calls.count(4) > 4
+    alone = timed(1, lambda call: {1: 500.0, 2: 9.0, 3: 8.0}.get(call, 1.0))
+    together = timed(4, lambda call: {1: 700.0, 2: 800.0}.get(call, 400.0))
+    found = scores.latency(scores.Producer(alone, together), tasks.contexts, tasks.keys)
+    assert found == pytest.approx(
+        {
+            "latency_ms_first": 500,  # which compiles, and counts nowhere else
+            "latency_ms_p50": 1,
+            "latency_ms_p99": 8,  # the second slowest of 101
+            "latency_ms_p50_batch": 100,
+            "latency_ms_p99_batch": 200,
+            "latency_batch_size": 4,
+        }
+    )
+    assert calls.count(1) == 1 + 101 and calls.count(4) == 1 + 5  # it is slow: the fewest
 
 
 PARTLY = Generator(lambda params, context, key, **_: {"w": params * context["seen"]}, 0.5)
