@@ -27,6 +27,9 @@ NAMES = {
     "cloning": "cloning of the teacher's steps",
     "ridge": "ridge regression to the teacher's weights",
     "same_support_adam": "Adam on the support, tuned",
+    "same_support_adamw": "AdamW on the support, tuned",
+    "ridge_probe": "ridge regression to the support's labels",
+    "mean_weights": "mean of the training tasks' weights",
     "nearest_task": "nearest training task",
     "paper_literal": "Lo-Hp's published objective, literally",
 }

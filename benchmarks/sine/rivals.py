@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lohp_jax.baselines.meta_learning import descend, train_maml
 from lohp_jax.tasks.regression import sine_regression
 from lohp_jax.types import Params, PyTree, TaskFamily
 
@@ -27,62 +28,6 @@ LENGTHS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 PENALTIES = (1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 NUM_FEATURES = 256
 NUM_TUNING = 200
-
-
-def adapt(
-    family: TaskFamily, params: Params, context: PyTree, *, rate: jax.Array, num_steps: int
-) -> Params:
-    """Weights after `num_steps` of gradient descent on the context."""
-    for _ in range(num_steps):
-        grads = jax.grad(family.context_loss)(params, context)
-        params = jax.tree.map(lambda p, g: p - rate * g, params, grads)
-    return params
-
-
-def train_maml(
-    family: TaskFamily,
-    key: jax.Array,
-    *,
-    updates: int,
-    inner_rate: jax.Array,
-    outer_rate: float = 1e-3,
-    num_tasks: int = 25,
-) -> Params:
-    """The start from which one step on a context gives the lowest loss on other examples.
-
-    The outer loss is `family.loss`, of as many points as its `batch_size` says.
-
-    Args:
-      family: with a `context_loss`.
-      key: of the start, tasks, contexts and batches.
-      updates: of the start, by Adam.
-      inner_rate: of the step on a context.
-      outer_rate: of Adam; falls to zero along a cosine.
-      num_tasks: per update.
-
-    Returns: weights; the training is one compiled loop.
-    """
-    optimizer = optax.adam(optax.cosine_decay_schedule(outer_rate, updates))
-
-    def task_loss(params, key):
-        task_key, context_key, loss_key = jax.random.split(key, 3)
-        data = family.sample(task_key)
-        context = family.context(data, context_key)
-        adapted = adapt(family, params, context, rate=inner_rate, num_steps=1)
-        return family.loss(adapted, data, loss_key)
-
-    def update(carry, key):
-        params, state = carry
-        keys = jax.random.split(key, num_tasks)
-        loss = lambda params: jnp.mean(jax.vmap(task_loss, (None, 0))(params, keys))  # noqa: E731
-        steps, state = optimizer.update(jax.grad(loss)(params), state)
-        return (optax.apply_updates(params, steps), state), None
-
-    init_key, update_key = jax.random.split(key)
-    params = family.init(init_key)
-    start = (params, optimizer.init(params))
-    (params, _), _ = jax.lax.scan(update, start, jax.random.split(update_key, updates))
-    return params
 
 
 def adam_path(
@@ -152,7 +97,7 @@ def score_maml(
     def objectives(data, context):
         adapted, found = params, []
         for num_steps in np.diff(STEPS, prepend=0):
-            adapted = adapt(family, adapted, context, rate=rate, num_steps=num_steps)
+            adapted = descend(family, adapted, context, rate=rate, num_steps=num_steps)
             found.append(family.evaluate(adapted, data)["objective"])
         return jnp.stack(found)
 
@@ -184,7 +129,7 @@ def maml_rows(
     family: TaskFamily, tuning: Any, tasks: Any, keys: jax.Array, updates: int
 ) -> list[dict[str, Any]]:
     """MAML with the inner rate that is best on training tasks, at each number of steps."""
-    train = functools.partial(train_maml, family, updates=updates)
+    train = functools.partial(train_maml, family, updates=updates, query_loss=family.loss)
     score = jax.jit(functools.partial(score_maml, family))
     rates = jnp.float32(INNER_RATES)
     over_rates = jax.vmap(lambda key, rate: train(key, inner_rate=rate), (None, 0))

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,16 +15,19 @@ from lohp_jax.tasks.support import support_of
 from lohp_jax.trajectories.rollout import over_tasks, rollout
 from lohp_jax.types import Generator, Params, PyTree, TaskFamily
 
+WEIGHT_DECAYS = (0.01, 0.1)
+"""Of AdamW."""
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 NUM_STEPS = 600
 _RECORD_EVERY = 10
 
 
 class Tuned(NamedTuple):
-    """The best setting found: `learning_rate`, and `num_steps` after which to stop."""
+    """The best setting found: `learning_rate`, `num_steps` after which to stop, and `weight_decay`."""
 
     learning_rate: float
     num_steps: int
+    weight_decay: float = 0.0
 
 
 def adapt(
@@ -33,8 +38,9 @@ def adapt(
     *,
     num_steps: int,
     record_every: int = 1,
+    weight_decay: jax.Array | float = 0.0,
 ) -> Params:
-    """Adam from theta_0 on the context loss of one task.
+    """Adam from theta_0 on the context loss of one task; AdamW with a `weight_decay`.
 
     Returns: weights with leading axis `num_steps / record_every + 1`.
     """
@@ -43,7 +49,7 @@ def adapt(
     )
     run = rollout(
         on_support,
-        optax.adam(learning_rate),
+        optax.adamw(learning_rate, weight_decay=weight_decay),  # without decay it is Adam
         context,
         theta_0,
         jax.random.key(0),  # the loss is that of the whole support: nothing is drawn
@@ -54,7 +60,7 @@ def adapt(
 
 
 def adam_on_support(family: TaskFamily, theta_0: Params, tuned: Tuned) -> Generator:
-    """Tuned Adam on the context, as a generator.
+    """Tuned Adam or AdamW on the context, as a generator.
 
     Args:
       family: with a `context_loss`.
@@ -70,6 +76,7 @@ def adam_on_support(family: TaskFamily, theta_0: Params, tuned: Tuned) -> Genera
             tuned.learning_rate,
             num_steps=tuned.num_steps,
             record_every=tuned.num_steps,
+            weight_decay=tuned.weight_decay,
         )
         return jax.tree.map(lambda leaf: leaf[-1], states)
 
@@ -89,8 +96,9 @@ def tune(
     contexts: PyTree,
     *,
     num_steps: int | None = None,
+    weight_decays: Sequence[float] = (0.0,),
 ) -> Tuned:
-    """Picks the learning rate, and the number of steps, by the mean query score on training tasks.
+    """Picks the setting of Adam or AdamW by the mean query score on training tasks.
 
     The query examples are those that also score held-out tasks, which favours this baseline: no
     generator was tuned on them.
@@ -101,24 +109,28 @@ def tune(
       data: training tasks, leading axis R.
       contexts: their contexts, leading axis R.
       num_steps: how many steps it is to be; None picks one, up to `NUM_STEPS`.
+      weight_decays: to pick from: none for Adam, `WEIGHT_DECAYS` for AdamW.
     """
     description = describe_family(family)
     last, every = (NUM_STEPS, _RECORD_EVERY) if num_steps is None else (num_steps, num_steps)
 
-    def scores(rate, data, context):
-        states = adapt(family, theta_0, context, rate, num_steps=last, record_every=every)
+    def scores(setting, data, context):
+        rate, decay = setting
+        counts = {"num_steps": last, "record_every": every}
+        states = adapt(family, theta_0, context, rate, **counts, weight_decay=decay)
         return jax.vmap(lambda p: family.evaluate(p, data)[description.measure])(states)
 
     @jax.jit
-    def by_rate(rate):
-        return over_tasks(functools.partial(scores, rate))(data, contexts).mean(axis=0)
+    def by_setting(setting):
+        return over_tasks(functools.partial(scores, setting))(data, contexts).mean(axis=0)
 
-    table = jnp.stack([by_rate(rate) for rate in LEARNING_RATES])
+    settings = list(itertools.product(LEARNING_RATES, weight_decays))
+    table = jnp.stack([by_setting(setting) for setting in settings])
     worst = -jnp.inf if description.higher_is_better else jnp.inf
     table = jnp.where(jnp.isfinite(table), table, worst)
     if num_steps is not None:
         table = table[:, 1:]  # it is not to stay at the start
     best = jnp.argmax(table) if description.higher_is_better else jnp.argmin(table)
-    rate, step = jnp.unravel_index(best, table.shape)
-    steps = num_steps or max(1, int(step)) * every
-    return Tuned(LEARNING_RATES[int(rate)], steps)
+    row, step = jnp.unravel_index(best, table.shape)
+    rate, decay = settings[int(row)]
+    return Tuned(rate, num_steps or max(1, int(step)) * every, decay)

@@ -1,4 +1,4 @@
-"""What the methods of a run are compared with: generators that need no training over tasks."""
+"""What the methods of a run are compared with, trained over tasks only where that was asked for."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +9,13 @@ import numpy as np
 
 from lohp_jax.baselines import adaptation
 from lohp_jax.baselines.erm import erm
+from lohp_jax.baselines.heads import linear_head
+from lohp_jax.baselines.mean_weights import mean_weights
 from lohp_jax.baselines.retrieval import nearest_task
 from lohp_jax.baselines.ridge import ridge
+from lohp_jax.baselines.ridge_probe import ridge_probe, tune_probe
 from lohp_jax.evaluation import scores
+from lohp_jax.runs.rivals import make_rival
 from lohp_jax.runs.stage import Stage, key_of
 from lohp_jax.trajectories.dataset import WindowDataset
 from lohp_jax.types import Generator, PyTree, TaskFamily
@@ -22,74 +26,114 @@ _TUNING_TASKS = 64
 _SUPPORT_DRAWS = 4
 _MOST_NUMBERS = 2**26
 """End weights of all runs together, beyond which those of windows stay in their store."""
-ADAM = "same_support_adam"
-"""Tuned Adam on the support, whatever else there is."""
-_NEAREST, _RIDGE, _ERM = "nearest_task", "ridge", "erm"
+ADAM, _ADAMW = "same_support_adam", "same_support_adamw"
+"""Tuned on the support, whatever else there is."""
+_PROBE, _MEAN, _NEAREST, _RIDGE = "ridge_probe", "mean_weights", "nearest_task", "ridge"
+_ERM = "erm"
+_FROM_ENDS = (_MEAN, _NEAREST, _RIDGE)
 _MULTIPLES = (1, 4, 20)
-"""Beside a generator that spends gradients stands Adam with so many times as many."""
+"""Beside a generator that spends gradients stand Adam and AdamW with so many times as many."""
 
 
 def equal_gradients(stage: Stage, generators: dict[str, Generator]) -> dict[str, int]:
-    """Rows of Adam on the support beside generators that spend gradients, and how many it has."""
+    """Rows of Adam and AdamW beside generators that spend gradients, and how many they have."""
     if stage.family.context_loss is None or not stage.config.evaluation.baselines:
         return {}
     spent = sorted({g.gradients for g in generators.values() if g.gradients})
     numbers = sorted({multiple * number for number in spent for multiple in _MULTIPLES})
-    return {f"{ADAM}_{number}": number for number in numbers}
+    return {f"{name}_{number}": number for name in (ADAM, _ADAMW) for number in numbers}
 
 
 def baseline_names(stage: Stage) -> list[str]:
     """Rows of baselines, without those of `equal_gradients`, in the order they are made."""
+    rivals = list(stage.config.evaluation.rivals)
     if not stage.config.evaluation.baselines:
-        return []
-    names = [] if stage.family.context_loss is None else [ADAM]
+        return rivals
+    names = [] if stage.family.context_loss is None else [ADAM, _ADAMW]
+    names += [] if linear_head(stage.family) is None else [_PROBE]
     names += [_ERM] if _labels_have_names(stage.family) else []
-    return names if _too_large(stage) else [*names, _NEAREST, _RIDGE]
+    return names + ([] if _too_large(stage) else list(_FROM_ENDS)) + rivals
 
 
 def make_baselines(
     stage: Stage, ends: jax.Array | None, equal: dict[str, int], announce: Announce
 ) -> tuple[dict[str, Generator], dict[str, Any]]:
-    """Generators that need no training over tasks, and what results.json says of them.
+    """Generators to compare with, and what results.json says of them.
 
-    That is the settings that were tuned, and why some were left out.
+    That is the settings that were tuned, seconds of training over tasks, and why some were left out.
     """
-    generators, tuned = {}, {}
-    if not stage.config.evaluation.baselines:
-        return generators, tuned
-    space = stage.gathered.space
-    if stage.family.context_loss is not None:
-        key = jax.random.fold_in(key_of(stage.config, "evaluate"), 1)
-        tuning = scores.draw_tasks(stage.family, key, _TUNING_TASKS, "train")
-        for name, num_steps in (equal | {ADAM: None}).items():
-            announce(name)
-            best = adaptation.tune(
-                stage.family, space.theta_0, tuning.data, tuning.contexts, num_steps=num_steps
-            )
-            tuned[name] = best._asdict()
-            generators[name] = adaptation.adam_on_support(stage.family, space.theta_0, best)
-    if _labels_have_names(stage.family):
-        announce(_ERM)
-        training, key = (
-            stage.config.training,
-            jax.random.fold_in(key_of(stage.config, "evaluate"), 4),
+    generators: dict[str, Generator] = {}
+    about: dict[str, Any] = {}
+    settings, key = stage.config.evaluation, key_of(stage.config, "evaluate")
+    if not settings.baselines and not settings.rivals:
+        return generators, about
+    tuning = scores.draw_tasks(stage.family, jax.random.fold_in(key, 1), _TUNING_TASKS, "train")
+    if settings.baselines:
+        generators, about = _on_support(stage, tuning, equal, announce)
+        if _labels_have_names(stage.family):
+            announce(_ERM)
+            generators[_ERM], about[_ERM] = _pooled(stage, jax.random.fold_in(key, 5))
+        if ends is None:
+            reason = f"their end weights are more than {_MOST_NUMBERS} numbers"
+            about["left_out"] = dict.fromkeys(_FROM_ENDS, reason)
+        else:
+            generators |= _from_ends(stage, ends)
+    for name in settings.rivals:
+        announce(name)
+        generators[name], about[name] = make_rival(
+            stage.family, name, jax.random.fold_in(key, 4), settings.rival_updates, tuning
         )
-        generators[_ERM], rate = erm(
-            stage.family,
-            space.theta_0,
-            key,
-            updates=training.updates,
-            batch_size=training.batch_size,
+    return generators, about
+
+
+def _on_support(
+    stage: Stage, tuning: scores.TaskBatch, equal: dict[str, int], announce: Announce
+) -> tuple[dict[str, Generator], dict[str, Any]]:
+    """What fits each task's support, and what was tuned."""
+    family, theta_0 = stage.family, stage.gathered.space.theta_0
+    generators: dict[str, Generator] = {}
+    tuned: dict[str, Any] = {}
+    wanted = {} if family.context_loss is None else equal | {ADAM: None, _ADAMW: None}
+    for name, num_steps in wanted.items():
+        announce(name)
+        decays = adaptation.WEIGHT_DECAYS if name.startswith(_ADAMW) else (0.0,)
+        best = adaptation.tune(
+            family,
+            theta_0,
+            tuning.data,
+            tuning.contexts,
+            num_steps=num_steps,
+            weight_decays=decays,
         )
-        tuned[_ERM] = {"learning_rate": rate}
-    if ends is None:
-        reason = f"their end weights are more than {_MOST_NUMBERS} numbers"
-        return generators, tuned | {"left_out": dict.fromkeys((_NEAREST, _RIDGE), reason)}
-    contexts, ends = stored_contexts(stage), jnp.tile(ends, (_SUPPORT_DRAWS, 1, 1))
-    weights = jax.jit(jax.vmap(space.codec.decode))(ends)
-    generators[_NEAREST] = nearest_task(stage.family, contexts, weights)
-    generators[_RIDGE] = ridge(stage.family, space.codec, contexts, ends)
+        tuned[name] = best._asdict()
+        generators[name] = adaptation.adam_on_support(family, theta_0, best)
+    if (head := linear_head(family)) is not None:
+        announce(_PROBE)
+        probe = tune_probe(family, head, theta_0, tuning.data, tuning.contexts)
+        tuned[_PROBE] = probe._asdict()
+        generators[_PROBE] = ridge_probe(family, head, theta_0, probe)
     return generators, tuned
+
+
+def _pooled(stage: Stage, key: jax.Array) -> tuple[Generator, dict[str, Any]]:
+    """One network of all training tasks, with the updates of a method, and its rate."""
+    training, theta_0 = stage.config.training, stage.gathered.space.theta_0
+    sizes = {"updates": training.updates, "batch_size": training.batch_size}
+    generator, rate = erm(stage.family, theta_0, key, **sizes)
+    return generator, {"learning_rate": rate}
+
+
+def _from_ends(stage: Stage, ends: jax.Array) -> dict[str, Generator]:
+    """What is made of the end weights of training tasks."""
+    family, codec = stage.family, stage.gathered.space.codec
+    mean = mean_weights(family, codec, ends)
+    contexts, ends = stored_contexts(stage), jnp.tile(ends, (_SUPPORT_DRAWS, 1, 1))
+    weights = jax.jit(jax.vmap(codec.decode))(ends)
+    return {
+        _MEAN: mean,
+        _NEAREST: nearest_task(family, contexts, weights),
+        _RIDGE: ridge(family, codec, contexts, ends),
+    }
 
 
 def stored_contexts(stage: Stage) -> PyTree:

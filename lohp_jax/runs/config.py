@@ -20,6 +20,9 @@ from lohp_jax.tasks import FAMILIES
 from lohp_jax.trajectories.matching import Matching
 from lohp_jax.types import Method
 
+RIVALS = ("maml", "maml_first_order", "reptile", "prototypes")
+"""Names of `EvaluationConfig.rivals`."""
+
 
 def _at_least(name: str, value: int | None, least: int) -> None:
     if value is not None and value < least:
@@ -148,11 +151,22 @@ class EvaluationConfig:
     num_tasks: int = 256
     """Held-out tasks, and networks per call in the batched latency."""
     baselines: bool = True
-    """Whether generators that need no training over tasks have rows, too: Adam on the support, ridge
-    regression and the nearest training task. Tuning Adam is most of an evaluation's time."""
+    """Whether generators that need no training over tasks have rows, too: Adam and AdamW on the support,
+    a ridge probe, the mean of the training weights, ridge regression and the nearest training task.
+    Tuning Adam is most of an evaluation's time."""
+    rivals: tuple[str, ...] = ()
+    """Rivals that are trained over tasks, in every evaluation: maml, maml_first_order, reptile,
+    prototypes."""
+    rival_updates: int = 1000
+    """Updates of each training of a rival, of 25 tasks; the first three are trained for three rates."""
 
     def __post_init__(self):
         _at_least("num_tasks", self.num_tasks, 2)
+        _at_least("rival_updates", self.rival_updates, 1)
+        for rival in self.rivals:
+            check_option("EvaluationConfig", "rivals", rival, RIVALS)
+        if len(set(self.rivals)) < len(self.rivals):
+            raise ValueError(f"rivals must name none twice, got {self.rivals}.")
 
 
 @dataclasses.dataclass(frozen=True)

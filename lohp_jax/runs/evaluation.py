@@ -70,11 +70,13 @@ def evaluate_run(
     teacher_rows, taught = _score_teachers(stage, tasks, announce)
     held = _Held(stage, tasks, taught, training_ends(stage))
     baselines, tuned = make_baselines(stage, held.ends, equal, announce)
-    rows, honest = [], {}
+    rows, honest, rivals = [], {}, config.evaluation.rivals
     for kind, generators in (("baseline", baselines), ("generator", trained)):
         for name, generator in generators.items():
             announce(name)
             row, honest[name] = _score(held, name, kind, generator)
+            if name in rivals:
+                row["train_seconds"] = tuned[name]["train_seconds"]
             rows.append(row)
     results = _about(stage) | tuned | {"rows": teacher_rows + rows, "honesty": honest}
     familiar, drawn = _appraise(held, trained)

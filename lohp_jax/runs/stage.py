@@ -11,6 +11,7 @@ from lohp_jax.fitting import Gathered, check_method, gather
 from lohp_jax.runs.config import RunConfig, from_json, resolve, to_json
 from lohp_jax.runs.directory import check_same_config
 from lohp_jax.runs.families import family_of
+from lohp_jax.runs.rivals import check_rivals
 from lohp_jax.tasks.door import FamilyDescription, check_same_family, describe_family
 from lohp_jax.training import checkpoint
 from lohp_jax.trajectories.prepare import template
@@ -59,6 +60,7 @@ def open_run(directory: str | os.PathLike, config: RunConfig | None = None) -> R
         family = family_of(config)
         described = describe_family(family)
         make_teachers(config.prepare.optimizers, config.prepare.num_steps)
+        check_rivals(family, config.evaluation.rivals)
         for name in config.methods:
             check_method(config.method(name), family, config.training.channels)
         path.parent.mkdir(parents=True, exist_ok=True)

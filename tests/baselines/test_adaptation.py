@@ -156,3 +156,23 @@ def test_tune_picks_the_best_rate_for_a_given_number_of_steps(small_grid, num_st
     }
     best = max(scores, key=scores.get)
     assert tune(FAMILY, START, data, contexts, num_steps=num_steps) == Tuned(best, num_steps)
+
+
+def test_a_weight_decay_makes_it_adamw(small_grid):
+    context = jnp.array([1.0, -2.0, 0.5])
+    optimizer = optax.adamw(0.1, weight_decay=0.3)
+    params, state = START, optimizer.init(START)
+    for _ in range(6):
+        updates, state = optimizer.update(jax.grad(distance)(params, context), state, params)
+        params = optax.apply_updates(params, updates)
+    tuned = Tuned(0.1, 6, weight_decay=0.3)
+    made = generate(adam_on_support(FAMILY, START, tuned), context, jax.random.key(0))
+    chex.assert_trees_all_close(jax.tree.map(lambda x: x[0], made), params, rtol=1e-5)
+
+
+def test_tune_picks_the_decay_too(small_grid):
+    """Queries at half of what supports say: decay stops short of overshooting."""
+    data, contexts = tasks()
+    plain = tune(FAMILY, START, data, contexts, num_steps=12)
+    decayed = tune(FAMILY, START, data, contexts, num_steps=12, weight_decays=(0.0, 0.5))
+    assert plain.weight_decay == 0 and decayed.weight_decay == 0.5

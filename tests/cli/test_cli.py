@@ -158,7 +158,8 @@ def test_results_follow_the_schema(whole):
     assert {"versions", "platform", "device"} <= environment.keys()
     assert {"lohp_jax", "jax", "optax"} <= environment["versions"].keys()
     assert [row["method"] for row in results["rows"]] == [
-        *("teacher_sgd", "teacher_adam", "same_support_adam", "nearest_task", "ridge", "lohp")
+        *("teacher_sgd", "teacher_adam", "same_support_adam", "same_support_adamw"),
+        *("ridge_probe", "mean_weights", "nearest_task", "ridge", "lohp"),
     ]
     for row in results["rows"]:
         assert {name: type(row[name]) for name in ROW} == ROW
@@ -171,7 +172,10 @@ def test_results_follow_the_schema(whole):
     assert results["imitated"] in ("teacher_sgd", "teacher_adam")
     assert results["num_trajectories"] + results["num_dropped"] == 16
     assert results["num_weights"] == 5 * 64 + 5
-    closed = {"same_support_adam", "nearest_task", "ridge"}
+    assert results["same_support_adamw"]["weight_decay"] > 0
+    assert results["ridge_probe"]["penalty"] > 0
+    closed = {"same_support_adam", "same_support_adamw", "ridge_probe"}
+    closed |= {"mean_weights", "nearest_task", "ridge"}
     assert results["honesty"].keys() == closed | {"lohp"}
 
 
@@ -184,11 +188,13 @@ def test_beside_a_closed_loop_stands_adam_with_as_many_gradients(tmp_path):
     for row in results["rows"]:
         rows[row["method"], row["split"]] = row
     spent = {method: rows[method, "held_out"]["gradients"] for method, _ in rows}
+    adams = ("same_support_adam", "same_support_adamw")
     assert spent == {
         "teacher_sgd": 4,
-        **{f"same_support_adam_{number}": number for number in (2, 8, 40)},
-        "same_support_adam": results["same_support_adam"]["num_steps"],
-        **{"nearest_task": 0, "ridge": 0, "lohp_feedback": 2},
+        **{f"{name}_{number}": number for name in adams for number in (2, 8, 40)},
+        **{name: results[name]["num_steps"] for name in adams},
+        **dict.fromkeys(("ridge_probe", "mean_weights", "nearest_task", "ridge"), 0),
+        "lohp_feedback": 2,
     }
     assert results["same_support_adam_8"]["num_steps"] == 8
     both = [rows["lohp_feedback", split] for split in ("held_out", "train")]

@@ -116,7 +116,8 @@ def test_both_are_trained_compared_and_reported(whole):
     assert results["family"] == "mine.py:family" and results["measure"] == "objective"
     assert results["main"] == "lohp"
     assert [row["method"] for row in results["rows"]] == [
-        *("teacher_adam", "same_support_adam", "nearest_task", "ridge", "lohp", "mean_end")
+        *("teacher_adam", "same_support_adam", "same_support_adamw"),
+        *("mean_weights", "nearest_task", "ridge", "lohp", "mean_end"),
     ]
     for row in results["rows"]:
         assert "accuracy" not in row
@@ -357,7 +358,8 @@ def test_a_run_in_windows_trains_what_windows_can_and_compares_it(windowed):
     learned = ["lohp", "cloning", "hypernetwork_regression"]
     results = read_results(directory)
     assert [row["method"] for row in results["rows"]] == [
-        *("teacher_adam", "same_support_adam", "nearest_task", "ridge"),
+        *("teacher_adam", "same_support_adam", "same_support_adamw"),
+        *("mean_weights", "nearest_task", "ridge"),
         *learned,
     ]
     assert results["config"]["methods"] == learned
@@ -384,7 +386,8 @@ def test_baselines_of_large_networks_are_left_out_with_a_reason(windowed, folder
     assert code == 0, err
     results = read_results(folder / "run")
     reason = "their end weights are more than 1 numbers"
-    assert results["left_out"] == {"nearest_task": reason, "ridge": reason}
+    names = ("mean_weights", "nearest_task", "ridge")
+    assert results["left_out"] == dict.fromkeys(names, reason)
     assert "ridge" not in [row["method"] for row in results["rows"]]
     assert "nearest_training_distance" not in results["honesty"]["lohp"]
     assert lohp("report", "--out", "run")[0] == 0
