@@ -15,8 +15,8 @@ from lohp_jax.tasks.support import support_of
 from lohp_jax.trajectories.rollout import over_tasks, rollout
 from lohp_jax.types import Generator, Params, PyTree, TaskFamily
 
-WEIGHT_DECAYS = (0.01, 0.1)
-"""Of AdamW."""
+WEIGHT_DECAYS = (0.1,)
+"""Of AdamW; each more costs as much as all of Adam."""
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 NUM_STEPS = 600
 _RECORD_EVERY = 10
