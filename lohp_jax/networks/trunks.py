@@ -62,7 +62,9 @@ class UNet(hk.Module):
         """`[rows, length, C]` tokens, `[rows, E]` condition -> `[rows, length, channels]`."""
         rows, length, _ = x.shape
         stride = 2 ** (len(self.widths) - 1)
-        x = jnp.pad(x, [(0, 0), (0, -length % stride), (0, 0)])
+        # two tokens or more at the lowest resolution: with one, jaxlib 0.10 crashes on a CPU
+        padded = max(length + -length % stride, 2 * stride)
+        x = jnp.pad(x, [(0, 0), (0, padded - length), (0, 0)])
         position = hk.get_parameter(
             "position", (x.shape[1], self.widths[0]), init=hk.initializers.RandomNormal(0.5)
         )

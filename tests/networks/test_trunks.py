@@ -110,3 +110,19 @@ def test_convolve_equals_its_definition_and_that_of_lax(length):
         x, w.reshape(3, INPUTS, 7), (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
     )
     np.testing.assert_allclose(out, of_lax + b[None, None], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("length, padded", [(1, 8), (8, 8), (9, 12)])
+def test_the_lowest_resolution_has_two_tokens_or_more(length, padded):
+    """With one, the gradient of a batch crashed the process on a CPU."""
+    transformed = hk.without_apply_rng(hk.transform(lambda *seen: UNet((8, 8, 8), 2)(*seen)))
+    shapes = jax.eval_shape(transformed.init, jax.random.key(0), *example(length))
+    assert shapes["u_net"]["position"].shape == (padded, 8)
+    params, batch = random_like(shapes), [np.stack([x, -x]) for x in example(length)]
+
+    @jax.jit
+    @jax.grad
+    def slope(params):
+        return jnp.sum(jax.vmap(lambda *seen: transformed.apply(params, *seen))(*batch) ** 2)
+
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope(params)))
