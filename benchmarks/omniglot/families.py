@@ -15,8 +15,8 @@ from lohp_jax.tasks.backbone import Backbone
 from lohp_jax.tasks.omniglot import omniglot_backbone, omniglot_family
 from lohp_jax.types import TaskFamily
 
-NUM_STEPS = 3000
-"""Updates of the backbone, a prototypical network of twenty ways and one shot."""
+FILTERS, NUM_STEPS = 32, 1500
+"""Of the backbone, a prototypical network of twenty ways and one shot; the papers have 64 channels."""
 
 
 @functools.cache
@@ -29,7 +29,7 @@ def characters() -> np.ndarray:
 def backbone() -> Backbone:
     """Of the 1,200 training characters and their rotations, the same for all ways and shots."""
     kept = os.environ.get("OMNIGLOT_BACKBONE", "runs/omniglot/backbone")
-    return omniglot_backbone(characters(), kept, num_steps=NUM_STEPS)
+    return omniglot_backbone(characters(), kept, filters=FILTERS, num_steps=NUM_STEPS)
 
 
 @functools.cache
