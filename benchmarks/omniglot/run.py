@@ -26,7 +26,9 @@ ARGUMENTS = [
     *("--prepare.num-tasks", "1000", "--prepare.record-every", "10"),
     *("--training.compression", "10", "--training.updates", "1000"),
     *("--training.batch-size", "16", "--balance.on-policy", "0", "--evaluation.num-tasks", "600"),
+    *("--evaluation.rivals", "prototypes", "--evaluation.rival-updates", "1"),
 ]
+"""Over the features of the backbone prototypes have nothing to train."""
 
 
 def main() -> None:
