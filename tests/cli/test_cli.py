@@ -182,6 +182,7 @@ def test_results_follow_the_schema(whole):
 def test_beside_a_closed_loop_stands_adam_with_as_many_gradients(tmp_path):
     directory = tmp_path / "run"
     changes = ["--methods", "lohp_feedback", "--loop.widths", "4", "--prepare.optimizers", "sgd:1"]
+    changes += ["--evaluation.rivals", "prototypes"]
     code, out, err = lohp("run", "--out", directory, *TINY, *changes)
     assert code == 0, err
     results, rows = read_results(directory), {}
@@ -193,10 +194,12 @@ def test_beside_a_closed_loop_stands_adam_with_as_many_gradients(tmp_path):
         "teacher_sgd": 4,
         **{f"{name}_{number}": number for name in adams for number in (2, 8, 40)},
         **{name: results[name]["num_steps"] for name in adams},
-        **dict.fromkeys(("ridge_probe", "mean_weights", "nearest_task", "ridge"), 0),
+        **dict.fromkeys(("ridge_probe", "mean_weights", "nearest_task", "ridge", "prototypes"), 0),
         "lohp_feedback": 2,
     }
     assert results["same_support_adam_8"]["num_steps"] == 8
+    taken = results["prototypes"]["train_seconds"]
+    assert rows["prototypes", "held_out"]["train_seconds"] == taken > 0
     both = [rows["lohp_feedback", split] for split in ("held_out", "train")]
     assert all(row["forward_passes"] == 5 and row["fallbacks"] == 0 for row in both)
     assert all(0 < row["familiarity"] <= 1 for row in both)
