@@ -47,8 +47,9 @@ def honesty(
       `constant_predictions`, the share of them whose network gives all examples one label;
       `chance`, the score that sees no input, and `shuffled`, that with the context of another task;
       `chance_wins` and `shuffled_wins`, on what share of tasks the generator is better;
-      `spread_ratio`, how far weights lie from their mean over tasks, over the same of the teacher's;
-      `rms_ratio`, how far from theta_0, over the same of the teacher's;
+      `rms_ratio`, how far weights lie from theta_0, over the same of the teacher's;
+      `spread_ratio`, how far from their mean over tasks, as a share of that, over the same share of the
+      teacher's;
       `teacher_distance`, between generated and teacher's weights of the same task;
       what `_beside_training` returns; and `verdicts` and `verdict` of `judge`.
     """
@@ -145,8 +146,9 @@ def _sizes(codec: Codec, weights: Params, teacher_weights: Params) -> dict[str, 
         np.asarray(encode(w)).reshape(-1, codec.mask.size)[:, real]
         for w in (weights, teacher_weights)
     )
+    spread, expected = (_spread(w) / max(_rms(w), 1e-30) for w in (generated, taught))
     ratios = {
-        "spread_ratio": _spread(generated) / max(_spread(taught), 1e-30),
+        "spread_ratio": spread / max(expected, 1e-30),
         "rms_ratio": _rms(generated) / max(_rms(taught), 1e-30),
     }
     return {name: float(ratio) for name, ratio in ratios.items()} | {
