@@ -1,4 +1,4 @@
-"""What the methods of a run are compared with, trained over tasks only where that was asked for."""
+"""What the methods of a run are compared with: what a user would try first, and rivals asked for."""
 
 from collections.abc import Callable
 from typing import Any
@@ -116,11 +116,11 @@ def _on_support(
 
 
 def _pooled(stage: Stage, key: jax.Array) -> tuple[Generator, dict[str, Any]]:
-    """One network of all training tasks, with the updates of a method, and its rate."""
+    """One network of all training tasks, with the updates of a method, and its setting."""
     training, theta_0 = stage.config.training, stage.gathered.space.theta_0
     sizes = {"updates": training.updates, "batch_size": training.batch_size}
-    generator, rate = erm(stage.family, theta_0, key, **sizes)
-    return generator, {"learning_rate": rate}
+    generator, best = erm(stage.family, theta_0, key, **sizes)
+    return generator, best._asdict()
 
 
 def _from_ends(stage: Stage, ends: jax.Array) -> dict[str, Generator]:

@@ -73,7 +73,7 @@ FAMILIES = {
     "domains": Entry(
         "The same classes in several domains, one of which is held out.",
         named.domains,
-        "mlp",
+        "linear",
         5,
         options={"domain": None},
     ),

@@ -38,7 +38,7 @@ def domain_family(
     domains: DomainSet,
     held_out: str,
     *,
-    network: str | Network = "mlp",
+    network: str | Network = "linear",
     shots: int = 5,
     labels: bool = True,
     teacher_data: TeacherData = "full",

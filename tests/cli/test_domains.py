@@ -37,7 +37,7 @@ def test_a_run_leaves_one_domain_out_and_has_erm_beside_it(tmp_path):
     assert rows["erm"]["kind"] == "baseline" and rows["erm"]["gradients"] == 0
     assert rows["erm"]["accuracy_std"] == 0  # one network for one domain, whatever the support
     assert rows["erm"]["accuracy"] > 0.1
-    assert 0.001 <= results["erm"]["learning_rate"] <= 1
+    assert results["erm"].keys() == {"learning_rate", "weight_decay"}
 
 
 def test_a_domain_that_is_not_there_is_named(tmp_path):
