@@ -151,9 +151,9 @@ class EvaluationConfig:
     num_tasks: int = 256
     """Held-out tasks, and networks per call in the batched latency."""
     baselines: bool = True
-    """Whether what a user would try first has rows, too: Adam and AdamW on the support, a ridge probe, the
-    mean of the training weights, ridge regression, the nearest training task and, where labels mean the
-    same in all tasks, one network for all (ERM). Tuning Adam is most of an evaluation's time."""
+    """Whether what a user would try first has rows, too: Adam and AdamW on the support, a ridge probe,
+    the mean of the training weights, ridge regression, the nearest training task and, where labels mean
+    the same in all tasks, one network for all (ERM). Tuning Adam is most of an evaluation's time."""
     rivals: tuple[str, ...] = ()
     """Rivals that are trained over tasks, in every evaluation: maml, maml_first_order, reptile,
     prototypes."""

@@ -179,6 +179,7 @@ def test_results_follow_the_schema(whole):
     assert results["honesty"].keys() == closed | {"lohp"}
 
 
+@pytest.mark.slow
 def test_beside_a_closed_loop_stands_adam_with_as_many_gradients(tmp_path):
     directory = tmp_path / "run"
     changes = ["--methods", "lohp_feedback", "--loop.widths", "4", "--prepare.optimizers", "sgd:1"]
