@@ -57,7 +57,8 @@ def evaluate_run(
       is full, with the results before it intact.
     """
     config, family = stage.config, stage.family
-    trained = _load_trained(stage)
+    methods = _trained_methods(stage)
+    trained = {name: _load(stage, method) for name, method in methods.items()}
     equal = equal_gradients(stage, trained)
     names = [*equal, *baseline_names(stage)]
     stages = [*map(_row_name, stage.teachers), *names, *trained]
@@ -80,7 +81,7 @@ def evaluate_run(
             rows.append(row)
     results = _about(stage) | tuned | {"rows": teacher_rows + rows, "honesty": honest}
     familiar, drawn = _appraise(held, trained)
-    results["break_even"] = _break_even(stage, results["rows"], list(trained))
+    results["break_even"] = _break_even(stage, results["rows"], methods)
     results["rows"] += familiar
     drawn |= figures(
         family,
@@ -98,14 +99,13 @@ def evaluate_run(
 
 
 def _break_even(
-    stage: Stage, rows: list[dict[str, Any]], trained: list[str]
+    stage: Stage, rows: list[dict[str, Any]], methods: dict[str, Method]
 ) -> dict[str, dict[str, Any]]:
     """What each trained method took, and when it pays."""
     prepared = read_seconds(stage.directory, PREPARE).get(TRAJECTORIES)
     seconds, found = read_seconds(stage.directory, TRAIN), {}
-    methods = {m.name: m for m in map(stage.config.method, [*METHODS, *stage.config.methods])}
-    for name in trained:
-        chain, method = [], methods[name]
+    for name, method in methods.items():
+        chain = []
         while method is not None:
             chain.append(method.name)
             method = method.starts_from
@@ -138,22 +138,23 @@ def _row_name(teacher: Any) -> str:
     return f"teacher_{teacher.name}"
 
 
-def _load_trained(stage: Stage) -> dict[str, Generator]:
+def _trained_methods(stage: Stage) -> dict[str, Method]:
     """The learned methods of a config, and any other of the table that was trained there."""
-    config, generators = stage.config, {}
-    methods: dict[str, Method] = {m.name: m for m in map(config.method, config.methods)}
+    config = stage.config
+    methods = {m.name: m for m in map(config.method, config.methods)}
     there = [name for name in METHODS if trained_steps(stage.directory, name)]
-    methods |= {name: config.method(name) for name in there if name not in methods}
-    for name, method in methods.items():
-        done = trained_steps(stage.directory, name)
-        wanted = num_updates(method, config.training.updates)
-        if done < wanted:
-            raise ValueError(
-                f"{stage.directory} has {done} of {wanted} updates of {name}; make the others with "
-                f"`lohp train --out {stage.directory} --method {name} --resume`."
-            )
-        generators[name] = load(stage.directory, method, stage.family)
-    return generators
+    return methods | {name: config.method(name) for name in there if name not in methods}
+
+
+def _load(stage: Stage, method: Method) -> Generator:
+    name, done = method.name, trained_steps(stage.directory, method.name)
+    wanted = num_updates(method, stage.config.training.updates)
+    if done < wanted:
+        raise ValueError(
+            f"{stage.directory} has {done} of {wanted} updates of {name}; make the others with "
+            f"`lohp train --out {stage.directory} --method {name} --resume`."
+        )
+    return load(stage.directory, method, stage.family)
 
 
 def _score_teachers(
