@@ -11,7 +11,7 @@ from benchmarks.partitions.report import name_of
 
 RESULTS = pathlib.Path(__file__).with_name("results.json")
 TABLES = {"five": "5way_1shot", "twenty": "20way_1shot"}
-HEAD = ("method", "accuracy", "worst task", "gradients", "ms a head", "seeds")
+HEAD = ("method", "accuracy", "worst task", "gradients", "seeds")
 
 
 def table(content: dict[str, Any]) -> str:
@@ -25,13 +25,11 @@ def cells(summary: dict[str, Any], content: dict[str, Any]) -> list[str]:
     method = summary["method"]
     rows = [r for r in content["rows"] if r["method"] == method and r["split"] == "held_out"]
     variance = sum(row["accuracy_std"] ** 2 / row["num_tasks"] for row in rows) / len(rows) ** 2
-    latency = sum(row["latency_ms_p50"] for row in rows) / len(rows)
     return [
         name_of(method),
         f"{share(summary['accuracy'])} ± {share(1.96 * math.sqrt(variance))}",
         share(summary["accuracy_min"]),
         f"{summary['gradients']:.0f}",
-        f"{latency:.2g}",
         str(summary["num_seeds"]),
     ]
 

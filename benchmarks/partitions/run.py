@@ -29,10 +29,7 @@ SETTINGS: dict[str, list[str]] = {
     "10_images": [*TASKS, "--tasks.shots", "5"],
 }
 LOOPS: dict[str, list[str]] = {
-    "open": [
-        *("--methods", "lohp", "lohp_consolidated", "hypernetwork", "hypernetwork_regression"),
-        *("--prepare.record-every", "60"),
-    ],
+    "open": ["--methods", "lohp", "--prepare.record-every", "60"],
     "closed": [
         *("--methods", "lohp_feedback", "--prepare.record-every", "24"),
         *("--training.compression", "24", "--training.updates", "1500"),

@@ -24,6 +24,7 @@ QUICK = (
     "size",
     "feedback",
     "quadratics",
+    "partitions",
 )
 
 
