@@ -11,7 +11,10 @@ RESULTS = pathlib.Path(__file__).with_name("results.json")
 TABLES = {"hundred": "100_images"}
 _LOOP = "lohp_feedback"
 _ADAMS = {"same_support_adam": "Adam", "same_support_adamw": "AdamW"}
-_NAMES = NAMES | {_LOOP: "**Lo-Hp with feedback**"}
+_NAMES = NAMES | {
+    _LOOP: "**Lo-Hp with feedback**",
+    "prototypes": "prototypes of the support (Snell et al., 2017)",
+}
 HEAD = ("method", "accuracy", "worst task", "gradients", "seeds")
 
 

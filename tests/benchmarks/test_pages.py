@@ -25,6 +25,7 @@ QUICK = (
     "feedback",
     "quadratics",
     "partitions",
+    "omniglot",
 )
 
 
