@@ -211,7 +211,7 @@ def test_a_directory_of_another_fit_is_refused_and_left_alone(family, kept):
     assert {p: p.stat().st_mtime_ns for p in directory.rglob("*")} == before
 
 
-@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("window", [pytest.param(None, marks=pytest.mark.slow), 2])
 def test_a_generator_follows_the_teacher_that_it_is_told(family, tmp_path, window):
     """Far apart, as one of them does not move; all windows of a network follow the same one."""
     method = lj.cloning(network=lj.NetworkConfig(widths=(8, 8), embedding=8, window=window))

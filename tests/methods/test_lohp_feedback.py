@@ -142,6 +142,7 @@ def test_steps_samples_and_guidance_work_as_without_feedback(generator):
     assert np.isfinite(guided).all() and not np.allclose(plain, guided)
 
 
+@pytest.mark.slow
 def test_rows_tell_what_was_spent_and_met(lines, generator):
     """At slopes above a tenth the loss is not a number: there the walk falls back, and is counted."""
 

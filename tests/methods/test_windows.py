@@ -123,8 +123,15 @@ def test_tokens_are_those_of_the_rows_and_windows_drawn(method, dataset):
     )
 
 
+OTHERS = ("cloning", "lo_di", "lo_op", "weight_diffusion")
+
+
 @pytest.mark.parametrize(
-    "name", ["lohp", "cloning", "hypernetwork_regression", "lo_di", "lo_op", "weight_diffusion"]
+    "name",
+    [
+        *("lohp", "hypernetwork_regression"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS),
+    ],
 )
 def test_methods_of_windows_train_and_walk_the_whole(name, space, dataset):
     method, losses = METHODS[name](network=NETWORK), []

@@ -17,7 +17,13 @@ def family():
     return make_family("digits_5way", shots=5)
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("maml", "prototypes"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("maml_first_order", "reptile")),
+    ],
+)
 def test_a_rival_is_tuned_on_training_tasks_and_says_what_it_took(family, name, monkeypatch):
     monkeypatch.setattr(rivals, "INNER_RATES", (1e-9, 1.0))
     monkeypatch.setattr(rivals, "STEPS", (1, 2))
