@@ -26,6 +26,7 @@ QUICK = (
     "quadratics",
     "partitions",
     "omniglot",
+    "domains",
 )
 
 
