@@ -20,12 +20,11 @@ from typing import get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from lohp_jax.checks import as_held, check_option
+from lohp_jax.checks import check_option
 from lohp_jax.data.domains import DomainSet
 from lohp_jax.networks.classifiers import Network, make_network
-from lohp_jax.tasks.images import TeacherData
+from lohp_jax.tasks.images import TeacherData, mean_cross_entropy, read_pools
 from lohp_jax.tasks.splits import check_split, draw_support
 from lohp_jax.tasks.support import ImageSupport
 from lohp_jax.types import TaskFamily
@@ -72,7 +71,7 @@ def domain_family(
       that are no real floats, an unknown `teacher_data` or network, more shots than images, or a
       `batch_size` that is not positive; `sample` raises it for an unknown split.
     """
-    domains = _read_pools(domains)
+    domains = domains._replace(**read_pools("domain_family", domains))
     _check_options(domains, held_out, teacher_data, shots, batch_size)
     num_classes, _, *shape = domains.train.shape[1:]
     net = network
@@ -132,7 +131,7 @@ class _DomainTasks:
         logits = self.net.apply(params, images)
         return {
             "accuracy": jnp.mean(jnp.argmax(logits, axis=-1) == labels),
-            "loss": _mean_cross_entropy(logits, labels),
+            "loss": mean_cross_entropy(logits, labels),
             "chance": jnp.float32(1 / len(data["query"])),
         }
 
@@ -158,7 +157,7 @@ class _DomainTasks:
         return draw_support(key, _labels(train), jnp.arange(len(train)), self.shots)
 
     def _cross_entropy(self, params, images, labels):
-        return _mean_cross_entropy(self.net.apply(params, images), labels)
+        return mean_cross_entropy(self.net.apply(params, images), labels)
 
 
 def _check_options(
@@ -181,20 +180,6 @@ def _check_options(
         raise ValueError(f"domain_family: batch_size must be at least 1, got {batch_size}.")
 
 
-def _read_pools(domains: DomainSet) -> DomainSet:
-    """Both pools in the type that JAX holds them in."""
-    pools = {}
-    for name in ("train", "query"):
-        pool = as_held("domain_family", name, getattr(domains, name))
-        if not jnp.issubdtype(pool.dtype, jnp.floating):
-            raise ValueError(
-                f"domain_family: expected floating-point images in [0, 1] in {name}, got {pool.dtype}; "
-                "divide them by the largest value of their type."
-            )
-        pools[name] = pool
-    return domains._replace(**pools)
-
-
 def _draw(key: jax.Array, log_odds: jax.Array, pool: np.ndarray) -> jax.Array:
     """`[classes, images]` numbers of images over all domains, drawn without replacement.
 
@@ -214,7 +199,3 @@ def _look_up(pool: np.ndarray, index: jax.Array, labels: jax.Array) -> jax.Array
     """Images of `pool` by their class, and their number in it over all domains."""
     domain, image = jnp.divmod(index, pool.shape[2])
     return jnp.asarray(pool)[domain, labels, image]
-
-
-def _mean_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))

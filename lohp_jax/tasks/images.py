@@ -6,7 +6,7 @@ integers), the images stay in one shared array: a million tasks cost no more tha
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +93,11 @@ def image_family(
     Raises: ValueError for images that are no real floats, an unknown `teacher_data` or network, more
       shots than images, or a `batch_size` that is not positive; `sample` raises it for an unknown split.
     """
-    pools = images if isinstance(images, DealtPool) else _read_pools(images)
+    pools = (
+        images
+        if isinstance(images, DealtPool)
+        else FixedPools(**read_pools("image_family", images))
+    )
     _check_options(teacher_data, shots, pools.num_train, batch_size)
     num_labels, shape = tables["train"].num_labels, pools.example_shape
     net = network
@@ -147,7 +151,7 @@ class _ImageTasks:
         if self.batch_size is not None and self.batch_size < index.shape[0]:
             index = jax.random.choice(key, index, (self.batch_size,))
         batch, labels = self.pools.training(data, index)
-        return _cross_entropy(self.net.apply(params, batch), labels)
+        return mean_cross_entropy(self.net.apply(params, batch), labels)
 
     def evaluate(self, params, data):
         index = jnp.arange(data["classes"].shape[0] * self.pools.num_query)
@@ -156,7 +160,7 @@ class _ImageTasks:
         counts = jnp.bincount(labels, length=self.num_labels)
         return {
             "accuracy": jnp.mean(jnp.argmax(logits, axis=-1) == labels),
-            "loss": _cross_entropy(logits, labels),
+            "loss": mean_cross_entropy(logits, labels),
             "chance": counts.max() / counts.sum(),
         }
 
@@ -167,7 +171,7 @@ class _ImageTasks:
         return {"x": batch, "y": labels}
 
     def context_loss(self, params, context):
-        return _cross_entropy(self.net.apply(params, context["x"]), context["y"])
+        return mean_cross_entropy(self.net.apply(params, context["x"]), context["y"])
 
     def _deal(self, key, labels):
         of_images = jnp.repeat(labels, self.pools.num_train)
@@ -185,19 +189,23 @@ def _check_options(teacher_data: str, shots: int, per_class: int, batch_size: in
         raise ValueError(f"image_family: batch_size must be at least 1, got {batch_size}.")
 
 
-def _read_pools(images: ImageSet) -> FixedPools:
-    """Both pools in the type that JAX holds them in."""
+def read_pools(function: str, images: Any) -> dict[str, np.ndarray]:
+    """The "train" and "query" pools of `images`, in the type that JAX holds them in.
+
+    Raises: ValueError, in the name of `function`, for images that are no real floats.
+    """
     pools = {}
     for name in ("train", "query"):
-        pool = as_held("image_family", name, getattr(images, name))
+        pool = as_held(function, name, getattr(images, name))
         if not jnp.issubdtype(pool.dtype, jnp.floating):
             raise ValueError(
-                f"image_family: expected floating-point images in [0, 1] in {name}, got {pool.dtype}; "
+                f"{function}: expected floating-point images in [0, 1] in {name}, got {pool.dtype}; "
                 "divide them by the largest value of their type."
             )
         pools[name] = pool
-    return FixedPools(**pools)
+    return pools
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def mean_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Of logits `[N, M]` and labels `[N]`; a scalar, in nats."""
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
