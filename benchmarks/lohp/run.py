@@ -72,6 +72,18 @@ def summarise(results: list[dict], split: str = "held_out") -> list[dict]:
     return sorted(table, key=lambda row: -row["accuracy"])
 
 
+def gathered(command: list[str], results: list[dict]) -> dict:
+    """What is kept of the runs of one command, a run for each seed."""
+    return {
+        "command": " ".join(command),
+        "environment": results[0]["environment"],
+        "num_weights": results[0]["num_weights"],
+        "summary": summarise(results),
+        "rows": [row for result in results for row in result["rows"]],
+        "honesty": [result["honesty"] for result in results],
+    }
+
+
 def _spread(values: list[float]) -> float | None:
     """Standard deviation; None of a single value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None

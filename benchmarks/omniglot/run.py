@@ -13,7 +13,7 @@ import json
 import pathlib
 import sys
 
-from benchmarks.lohp.run import run, summarise
+from benchmarks.lohp.run import gathered, run
 from benchmarks.omniglot import report
 from benchmarks.omniglot.report import RESULTS
 from lohp_jax.files import write_atomically
@@ -52,14 +52,8 @@ def keep(path: pathlib.Path, setting: str, results: list[dict]) -> None:
     """Writes what the runs of one setting found in place of what was there."""
     there = json.loads(path.read_text()) if path.exists() else {}
     family = f"benchmarks/omniglot/families.py:heads_{setting}"
-    there[setting] = {
-        "command": " ".join(["lohp", "run", "--seed", "SEED", "--family", family, *ARGUMENTS]),
-        "environment": results[0]["environment"],
-        "num_weights": results[0]["num_weights"],
-        "summary": summarise(results),
-        "rows": [row for result in results for row in result["rows"]],
-        "honesty": [result["honesty"] for result in results],
-    }
+    command = ["lohp", "run", "--seed", "SEED", "--family", family, *ARGUMENTS]
+    there[setting] = gathered(command, results)
     write_atomically(path, (json.dumps(there, indent=1) + "\n").encode())
 
 

@@ -15,7 +15,7 @@ import json
 import pathlib
 import sys
 
-from benchmarks.lohp.run import run, summarise
+from benchmarks.lohp.run import gathered, run
 from benchmarks.partitions import report
 from benchmarks.partitions.report import RESULTS
 from lohp_jax.files import write_atomically
@@ -66,14 +66,7 @@ def keep(path: pathlib.Path, setting: str, loop: str, results: list[dict]) -> No
     """Writes what the runs of one setting and loop found in place of what was there."""
     there = json.loads(path.read_text()) if path.exists() else {}
     command = ["lohp", "run", "--seed", "SEED", *SETTINGS[setting], *LOOPS[loop]]
-    there.setdefault(setting, {})[loop] = {
-        "command": " ".join(command),
-        "environment": results[0]["environment"],
-        "num_weights": results[0]["num_weights"],
-        "summary": summarise(results),
-        "rows": [row for result in results for row in result["rows"]],
-        "honesty": [result["honesty"] for result in results],
-    }
+    there.setdefault(setting, {})[loop] = gathered(command, results)
     write_atomically(path, (json.dumps(there, indent=1) + "\n").encode())
 
 
